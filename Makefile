@@ -1,0 +1,81 @@
+# make help says what there is. Variables, from the environment or the command line:
+#   PKGS       packages to check and test        (./...)
+#   RACE       empty where there is no cgo       (-race)
+#   FUZZTIME   per fuzz target                   (60s)
+#   TESTFLAGS  further flags for go test
+
+PKGS     ?= ./...
+RACE     ?= -race
+FUZZTIME ?= 60s
+
+GOTEST = go test $(RACE) $(TESTFLAGS)
+
+.PHONY: help demo test setup lint vet fmt staticcheck bench fuzz soak faults cover clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: ## the whole move on this machine, nothing else installed
+	go run ./cmd/sessile demo
+
+# -shuffle keeps go test from using cached results, so the list of what was skipped is whole.
+test: setup lint ## all checks and tests; says at the end what was skipped for want of a server
+	@failed= && skips=$$(mktemp) && trap 'rm -f "$$skips"' EXIT && \
+	echo '$(GOTEST) -shuffle=on -timeout 20m $(PKGS)' && \
+	{ SESSILE_SKIPS=$$skips $(GOTEST) -shuffle=on -timeout 20m $(PKGS) || failed=1; } && \
+	if [ -s "$$skips" ]; then \
+		echo; echo 'Skipped, since it is not on this machine (scripts/setup.sh installs it):'; \
+		sort -u "$$skips" | awk -F '\t' '{ tests[$$1]++; if (!seen[$$1, $$2]++) where[$$1] = where[$$1] " " $$2 } \
+			END { for (want in tests) printf "  %s: %d tests of%s\n", want, tests[want], where[want] }' | sort; \
+	fi && \
+	[ -z "$$failed" ]
+
+setup: ## install the servers that the tests need (Debian, as root)
+	@scripts/setup.sh
+
+lint: vet fmt staticcheck ## go vet, gofmt, staticcheck
+
+vet:
+	go vet $(PKGS)
+
+fmt:
+	@dirs=$$(go list -f '{{.Dir}}' $(PKGS)) && unformatted=$$(gofmt -l $$dirs | sort -u) && if [ -n "$$unformatted" ]; then \
+		echo 'gofmt would change:'; echo "$$unformatted"; exit 1; \
+	fi
+
+# Without staticcheck the other checks still count at a desk, not in CI.
+staticcheck:
+	@if (cd tools && go build -o ../.bin/staticcheck honnef.co/go/tools/cmd/staticcheck); then \
+		echo 'staticcheck $(PKGS)' && .bin/staticcheck $(PKGS); \
+	else \
+		echo 'staticcheck cannot be had'; [ "$${CI:-false}" = false ]; \
+	fi
+
+# The side-by-side benchmarks against other programs get a module of their own in bench/.
+bench: ## Go benchmarks of all packages
+	go test -run '^$$' -bench . -benchmem $(TESTFLAGS) $(PKGS)
+
+# go test -list prints the names found in a package, then a line with the package.
+fuzz: ## every fuzz target for FUZZTIME
+	@list=$$(go test -list '^Fuzz' $(PKGS)) || { echo "$$list"; exit 1; }; \
+	targets=$$(echo "$$list" | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2 "=" f[i]; n = 0 }'); \
+	[ -n "$$targets" ] || echo 'no fuzz targets'; failed=; \
+	for target in $$targets; do \
+		echo "$${target#*=} in $${target%=*}"; \
+		go test -run '^$$' -fuzz "^$${target#*=}\$$" -fuzztime $(FUZZTIME) $(TESTFLAGS) "$${target%=*}" || failed=1; \
+	done; \
+	[ -z "$$failed" ]
+
+soak: setup ## the long tests (Soak)
+	SESSILE_SOAK=1 $(GOTEST) -count 1 -v -timeout 12h -run Soak $(PKGS)
+
+faults: setup ## the tests that break servers on purpose (Fault)
+	SESSILE_FAULTS=1 $(GOTEST) -count 1 -v -timeout 2h -run Fault $(PKGS)
+
+cover: setup ## test coverage over all packages
+	@mkdir -p .bin
+	go test -coverprofile .bin/cover.out -coverpkg ./... $(TESTFLAGS) $(PKGS)
+	go tool cover -func .bin/cover.out | tail -n 1
+
+clean: ## remove what make built
+	rm -rf .bin dist

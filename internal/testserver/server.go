@@ -1,0 +1,128 @@
+package testserver
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// server is what all servers of a test have in common. Its methods fail the test when they cannot do what they say.
+type server struct {
+	Pid int // of the server; a restart changes it
+
+	t    testing.TB
+	name string
+	dir  string // its folder, where it runs
+
+	mu sync.Mutex // guards p and, while it changes, Pid; held over a whole change of state
+	p  *process
+}
+
+// prepare makes the folder and sees to the end of the server.
+func (s *server) prepare(t testing.TB, name string) {
+	t.Helper()
+	s.t, s.name, s.dir = t, name, tempDir(t)
+	t.Cleanup(func() {
+		if s.p != nil { // else it never started
+			s.Stop()
+		}
+	})
+}
+
+// Stop ends the server with SIGTERM, in the middle of whatever it does, and with SIGKILL if that takes long.
+func (s *server) Stop() {
+	s.t.Helper()
+	s.change("stop", func(p *process) error {
+		return p.stop(func() { s.t.Logf("testserver: %s: no end %v after SIGTERM: killed", s.name, stopTime) })
+	})
+}
+
+// Kill ends the server with SIGKILL.
+func (s *server) Kill() {
+	s.t.Helper()
+	s.change("kill", (*process).kill)
+}
+
+// Pause stops the server where it stands (SIGSTOP): connections stay open and are accepted, and nothing answers.
+func (s *server) Pause() {
+	s.t.Helper()
+	s.change("pause", (*process).pause)
+}
+
+// Resume lets a paused server go on.
+func (s *server) Resume() {
+	s.t.Helper()
+	s.change("resume", func(p *process) error { return p.signal(syscall.SIGCONT, true) })
+}
+
+func (s *server) change(what string, do func(*process) error) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := do(s.p); err != nil {
+		s.t.Fatalf("testserver: %s: %s: %v", s.name, what, err)
+	}
+}
+
+// Log returns what the server has printed since it was first started.
+func (s *server) Log() string {
+	b, err := os.ReadFile(s.logPath())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+func (s *server) logPath() string { return filepath.Join(s.dir, "server.log") }
+
+// errPortTaken: somebody else listens on the port that the server was to have.
+var errPortTaken = errors.New("port is taken")
+
+// start runs cmd and asks ready until it says yes, with startTime at most; an error of ready is final. What cmd prints
+// goes to the log.
+func (s *server) start(cmd *exec.Cmd, onDeath syscall.Signal, ready func() (bool, error)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out, err := os.OpenFile(s.logPath(), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	before, err := out.Stat()
+	if err != nil {
+		return err
+	}
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, out, out
+	p, err := launch(cmd, onDeath)
+	if err != nil {
+		return err
+	}
+	s.p, s.Pid = p, p.pid
+	deadline := time.After(startTime)
+	for {
+		yes, err := ready()
+		if yes {
+			return nil
+		}
+		if err != nil {
+			return firstError(p.kill(), err)
+		}
+		select {
+		case <-p.done:
+			if strings.Contains(s.Log()[before.Size():], "Address already in use") {
+				return errPortTaken
+			}
+			return fmt.Errorf("ended at the start: %w", firstError(p.err, errors.New("exit status 0")))
+		case <-deadline:
+			return firstError(p.kill(), errors.New("does not get ready"))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}

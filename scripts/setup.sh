@@ -1,0 +1,61 @@
+#!/bin/sh
+# Installs the servers that the tests run against. It may run any number of times, and does nothing when nothing is
+# missing. Without root, or where there is no apt, it says what is missing and goes on: the tests then skip by name what
+# they want. None of the servers is left running: the tests start their own.
+set -eu
+
+# The C compiler is for go test -race.
+packages='redis-server php-cli php-fpm php-redis php-igbinary gcc libc6-dev'
+
+say() { echo "setup: $*" >&2; }
+
+# give_up says why not, which is an error only where the tests may skip nothing.
+give_up() {
+	say "$*"
+	case "${CI:-}" in
+	'' | 0 | false) exit 0 ;;
+	*) exit 1 ;;
+	esac
+}
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+	missing=
+	for program in redis-server redis-cli php php-fpm gcc; do
+		command -v "$program" >/dev/null || missing="$missing $program"
+	done
+	[ -n "$missing" ] || exit 0
+	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis and igbinary)"
+fi
+
+missing=
+for package in $packages; do
+	case "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" in
+	installed) ;;
+	*) missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+[ "$(id -u)" = 0 ] || give_up "missing:$missing; as root: apt-get install --no-install-recommends$missing"
+
+say "installing$missing"
+# Packages of daemons start them when installed, unless this program answers 101 (invoke-rc.d(8)).
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	trap 'rm -f "$policy"' EXIT
+	trap 'exit 1' HUP INT TERM
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+apt() { apt-get -q -y -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@"; }
+log=$(mktemp)
+# shellcheck disable=SC2086 # a list of words
+if { apt update && apt install --no-install-recommends $missing; } >"$log" 2>&1 </dev/null; then
+	rm -f "$log"
+	say 'done'
+else
+	tail -n 20 "$log" >&2
+	rm -f "$log"
+	give_up "could not install$missing"
+fi
