@@ -1,0 +1,60 @@
+package memory
+
+import (
+	"context"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// sealed reports whether a write begun under m may still happen. Callers hold mu.
+func (s *Store) sealed(m *store.Mark) error {
+	if m != nil && *m != s.mark {
+		return store.ErrSealed
+	}
+	return nil
+}
+
+// Mark implements store.Origin.
+func (s *Store) Mark(ctx context.Context) (store.Mark, error) {
+	if err := store.Gone(ctx); err != nil {
+		return store.Mark{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mark, nil
+}
+
+// SwapMark implements store.Origin.
+func (s *Store) SwapMark(ctx context.Context, old, next store.Mark) error {
+	if err := store.Gone(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mark != old {
+		return store.ErrConflict
+	}
+	s.mark = next
+	return nil
+}
+
+// Under implements store.Origin.
+func (s *Store) Under(m store.Mark) store.Store { return under{s, m} }
+
+type under struct {
+	*Store
+	mark store.Mark
+}
+
+func (u under) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
+	return u.save(ctx, key, rec, cond, &u.mark)
+}
+
+func (u under) Touch(ctx context.Context, key string, expires time.Time) error {
+	return u.touch(ctx, key, expires, &u.mark)
+}
+
+func (u under) Delete(ctx context.Context, key string, cond store.Condition) (bool, error) {
+	return u.delete(ctx, key, cond, &u.mark)
+}

@@ -1,0 +1,70 @@
+package store
+
+import (
+	"context"
+	"fmt"
+)
+
+// Origin is a store that sessions are moved away from. It holds, beside the sessions, what somebody who can see only
+// the origin has to know: which origin this is, and who may serve from it.
+type Origin interface {
+	Store
+
+	// Mark returns identity and seal. Neither existing is no error: the zero Mark. A mark that is there and cannot be
+	// read is an error, never the zero Mark.
+	Mark(ctx context.Context) (Mark, error)
+
+	// SwapMark replaces identity and seal by compare-and-set on all of them; ErrConflict if old is not what is there.
+	SwapMark(ctx context.Context, old, next Mark) error
+
+	// Under returns a view of this store whose writes are refused with ErrSealed, certainly not executed, unless the
+	// origin's mark is still exactly m at the moment of the write. Reads are as before. The view shares everything
+	// else, locks included; closing it does nothing.
+	Under(m Mark) Store
+}
+
+// A Mark is what an origin carries beside its sessions.
+type Mark struct {
+	Identity string `json:"identity,omitempty"` // random, made at `create`: which directory, which table
+	Seal     Seal   `json:"seal"`
+}
+
+// A Seal says who may serve from this origin. The zero Seal is floor none.
+type Seal struct {
+	Workflow string `json:"workflow,omitempty"`
+	Epoch    uint64 `json:"epoch,omitempty"`
+	Floor    Floor  `json:"floor,omitempty"`
+}
+
+// Floor is what an origin says of itself to whoever can see only the origin.
+type Floor uint8
+
+const (
+	FloorNone     Floor = iota // the origin alone decides; whoever sees it may serve from it
+	FloorSync                  // it has every acknowledged write, but others may be answering from the target
+	FloorRetreat               // it has every acknowledged write, and the target must not be trusted
+	FloorRampDown              // it may be behind: nobody serves from it
+)
+
+var floorNames = [...]string{"none", "sync", "retreat", "ramp-down"}
+
+func (f Floor) String() string {
+	if int(f) < len(floorNames) {
+		return floorNames[f]
+	}
+	return fmt.Sprintf("floor(%d)", uint8(f))
+}
+
+// MarshalText writes the floor's name.
+func (f Floor) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText reads a floor's name. One that this version does not know is an error: it must not be taken for none.
+func (f *Floor) UnmarshalText(b []byte) error {
+	for i, name := range floorNames {
+		if name == string(b) {
+			*f = Floor(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("store: unknown floor %q", b)
+}

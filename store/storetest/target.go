@@ -1,0 +1,457 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// lease of markers that shall outlive a test, and of markers that shall die in it.
+const (
+	long  = time.Minute
+	short = 50 * time.Millisecond
+)
+
+func op(nonce string, epoch uint64, lease time.Duration) store.Op {
+	return store.Op{Nonce: nonce, Epoch: epoch, Lease: lease}
+}
+
+func recp(data string) *store.Record { r := rec(data); return &r }
+
+// RunTarget checks the contract of store.Target, Run's included.
+func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
+	Run(t, h)
+	type test struct {
+		name string
+		run  func(t *testing.T, s S, w store.Workflow)
+	}
+	k := h.key("k")
+	wantMarker := func(t *testing.T, w store.Workflow, data string, absent bool, kind store.MarkerKind) {
+		t.Helper()
+		got, m, err := w.LoadMarked(context10(t), k)
+		if err != nil || absent != (got == nil) || got != nil && string(got.Data) != data || m.Kind != kind {
+			t.Errorf("LoadMarked: got %v, %v marker, %v; want %q (absent %v), %v marker", got, m.Kind, err, data, absent, kind)
+		}
+	}
+	dead := func(t *testing.T, w store.Workflow) {
+		t.Helper()
+		eventually(t, 5*time.Second, "the marker is dead", func() bool {
+			u, err := w.Unsettled(context10(t), 1)
+			return err == nil && len(u.Keys) == 1 && u.Oldest > 0
+		})
+	}
+	for _, tc := range []test{
+		{"without a fence, or below it, nothing is done", func(t *testing.T, s S, _ store.Workflow) {
+			for _, name := range []string{"nofence", "w"} {
+				w := s.Workflow(name)
+				o := op("o", 4, long)
+				_, e1 := w.Begin(context10(t), k, o)
+				_, e2 := w.Settle(context10(t), k, o)
+				_, e3 := w.WriteAhead(context10(t), k, o, recp("x"), store.Always)
+				_, e4 := w.MarkAhead(context10(t), k, o)
+				_, _, e5 := w.Propagated(context10(t), k, o, 1)
+				_, e6 := w.SaveLast(context10(t), k, 4, recp("x"), store.Always)
+				_, _, e7 := w.TouchMarked(context10(t), k, 4, time.Now().Add(time.Hour))
+				_, e8 := w.Add(context10(t), 4, []store.Entry{{Key: k, Record: recp("x")}})
+				_, e9 := w.Same(context10(t), 4, []store.Entry{{Key: k, Record: recp("x")}})
+				_, e10 := w.Remove(context10(t), 4, []string{k})
+				for i, err := range []error{e1, e2, e3, e4, e5, e6, e7, e8, e9, e10, w.Commit(context10(t), k, o, recp("x")),
+					w.Withdraw(context10(t), k, o), w.Copy(context10(t), k, 4, recp("x"))} {
+					wantErr(t, fmt.Sprintf("%s: operation %d", name, i+1), err, store.ErrFenced)
+				}
+				if _, _, err := w.LoadMarked(context10(t), k); (name == "nofence") != errors.Is(err, store.ErrFenced) {
+					t.Errorf("%s: LoadMarked: got %v", name, err)
+				}
+			}
+			wantAbsent(t, s, k)
+		}},
+		{"the fence only rises", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "RaiseFence", w.RaiseFence(context10(t), 3))
+			if got, err := w.Fence(context10(t)); got != 5 || err != nil {
+				t.Errorf("Fence: got %d, %v, want 5", got, err)
+			}
+			if got, err := s.Workflow("other").Fence(context10(t)); got != 0 || err != nil {
+				t.Errorf("Fence of another workflow: got %d, %v, want 0", got, err)
+			}
+		}},
+		{"the control record is changed by compare-and-set", func(t *testing.T, s S, w store.Workflow) {
+			if got, err := w.Control(context10(t)); got != nil || err != nil {
+				t.Errorf("Control: got %q, %v", got, err)
+			}
+			ok(t, "SwapControl", w.SwapControl(context10(t), nil, []byte("a\x00")))
+			wantErr(t, "SwapControl", w.SwapControl(context10(t), nil, []byte("b")), store.ErrConflict)
+			wantErr(t, "SwapControl", w.SwapControl(context10(t), []byte("a"), []byte("b")), store.ErrConflict)
+			ok(t, "SwapControl", w.SwapControl(context10(t), []byte("a\x00"), []byte("b")))
+			if names, err := s.Workflows(context10(t)); !slices.Equal(names, []string{"w"}) || err != nil {
+				t.Errorf("Workflows: got %q, %v", names, err)
+			}
+			ok(t, "SwapControl", w.SwapControl(context10(t), []byte("b"), nil))
+			if names, err := s.Workflows(context10(t)); len(names) != 0 || err != nil {
+				t.Errorf("Workflows: got %q, %v", names, err)
+			}
+		}},
+		{"a lease runs by the target's clock and is listed when it is over", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "SwapControl", w.SwapControl(context10(t), nil, []byte("control")))
+			c, err := w.Renew(context10(t), "g1", []byte("info"), long)
+			if string(c) != "control" || err != nil {
+				t.Errorf("Renew: got %q, %v", c, err)
+			}
+			_, err = w.Renew(context10(t), "g2", nil, short)
+			ok(t, "Renew", err)
+			eventually(t, 5*time.Second, "g2's lease is over", func() bool {
+				ls, err := w.Leases(context10(t))
+				ok(t, "Leases", err)
+				return len(ls) == 2 && ls[1].Left <= 0
+			})
+			ls, _ := w.Leases(context10(t))
+			if ls[0].Gateway != "g1" || string(ls[0].Info) != "info" || ls[0].Left <= 0 || ls[0].Left > long {
+				t.Errorf("Leases: got %+v", ls[0])
+			}
+			ok(t, "DropLease", w.DropLease(context10(t), "g2"))
+			if ls, _ := w.Leases(context10(t)); len(ls) != 1 {
+				t.Errorf("Leases after DropLease: got %d", len(ls))
+			}
+		}},
+		{"a strict write is begun and committed", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "Save", s.Save(context10(t), k, rec("old"), store.Always))
+			b, err := w.Begin(context10(t), k, op("o1", 5, long))
+			if err != nil || b.Took != store.NoMarker || b.Holds != store.VersionOf([]byte("old"), 0) {
+				t.Errorf("Begin: got %+v, %v", b, err)
+			}
+			wantMarker(t, w, "old", false, store.Intent)
+			if u, err := w.Unsettled(context10(t), 10); u.Intents != 1 || !slices.Equal(u.Keys, []string{k}) || err != nil {
+				t.Errorf("Unsettled: got %+v, %v", u, err)
+			}
+			ok(t, "Commit", w.Commit(context10(t), k, op("o1", 5, long), recp("new")))
+			wantMarker(t, w, "new", false, store.NoMarker)
+			wantDeadline(t, s, k, time.Now().Add(time.Hour))
+			if u, _ := w.Unsettled(context10(t), 10); u.Intents+u.Aheads != 0 || len(u.Keys) != 0 {
+				t.Errorf("Unsettled: got %+v", u)
+			}
+			wantErr(t, "Commit again", w.Commit(context10(t), k, op("o1", 5, long), recp("newer")), store.ErrLost)
+			b, err = w.Begin(context10(t), k, op("o2", 6, long))
+			if err != nil || b.Holds != store.VersionOf([]byte("new"), 0) {
+				t.Errorf("Begin: got %+v, %v", b, err)
+			}
+			ok(t, "Commit of absence", w.Commit(context10(t), k, op("o2", 6, long), nil))
+			wantMarker(t, w, "", true, store.NoMarker)
+		}},
+		{"a living intent makes others wait", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.Begin(context10(t), k, op("o1", 5, long))
+			ok(t, "Begin", err)
+			for what, f := range map[string]func() error{
+				"Begin":  func() error { _, err := w.Begin(context10(t), k, op("o2", 5, long)); return err },
+				"Settle": func() error { _, err := w.Settle(context10(t), k, op("o2", 5, long)); return err },
+				"WriteAhead": func() error {
+					_, err := w.WriteAhead(context10(t), k, op("o2", 5, long), recp("x"), store.Always)
+					return err
+				},
+			} {
+				var busy *store.BusyError
+				if err := f(); !errors.As(err, &busy) || !errors.Is(err, store.ErrBusy) || busy.Left <= 0 || busy.Left > long {
+					t.Errorf("%s: got %v, want a BusyError", what, err)
+				}
+			}
+			wantErr(t, "Commit by another", w.Commit(context10(t), k, op("o2", 5, long), recp("x")), store.ErrLost)
+			ok(t, "Withdraw by another", w.Withdraw(context10(t), k, op("o2", 5, long)))
+			wantMarker(t, w, "", true, store.Intent)
+			b, err := w.Begin(context10(t), k, op("o1", 5, long))
+			if err != nil || b.Took != store.NoMarker {
+				t.Errorf("Begin repeated: got %+v, %v", b, err)
+			}
+			ok(t, "Withdraw", w.Withdraw(context10(t), k, op("o1", 5, long)))
+			wantMarker(t, w, "", true, store.NoMarker)
+			if u, _ := w.Unsettled(context10(t), 1); u.Intents != 0 {
+				t.Errorf("Unsettled: got %+v", u)
+			}
+		}},
+		{"a dead intent is taken over", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.Begin(context10(t), k, op("o1", 5, short))
+			ok(t, "Begin", err)
+			dead(t, w)
+			wantMarker(t, w, "", true, store.Intent)
+			b, err := w.Settle(context10(t), k, op("o2", 5, long))
+			if err != nil || b.Took != store.Intent {
+				t.Errorf("Settle: got %+v, %v", b, err)
+			}
+			if b, err := w.Begin(context10(t), k, op("o2", 5, long)); err != nil || b.Took != store.Intent {
+				t.Errorf("Begin repeated: got %+v, %v, want Took intent still", b, err)
+			}
+			wantErr(t, "Commit by the dead", w.Commit(context10(t), k, op("o1", 5, long), recp("late")), store.ErrLost)
+			ok(t, "Commit", w.Commit(context10(t), k, op("o2", 5, long), recp("settled")))
+			wantMarker(t, w, "settled", false, store.NoMarker)
+		}},
+		{"a dead intent of one's own can still be committed", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.Begin(context10(t), k, op("o1", 5, short))
+			ok(t, "Begin", err)
+			dead(t, w)
+			ok(t, "Commit", w.Commit(context10(t), k, op("o1", 5, short), recp("x")))
+			wantMarker(t, w, "x", false, store.NoMarker)
+		}},
+		{"Settle makes no marker", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "Save", s.Save(context10(t), k, rec("x"), store.Always))
+			_, err := w.Settle(context10(t), k, op("o1", 5, long))
+			wantErr(t, "Settle", err, store.ErrAbsent)
+			wantMarker(t, w, "x", false, store.NoMarker)
+		}},
+		{"a write ahead is propagated by its owner", func(t *testing.T, s S, w store.Workflow) {
+			a, err := w.WriteAhead(context10(t), k, op("o1", 5, long), recp("one"), store.Always)
+			if err != nil || !a.Mine || a.Version == 0 || !same(a.Record, "one") {
+				t.Errorf("WriteAhead: got %+v, %v", a, err)
+			}
+			wantMarker(t, w, "one", false, store.AheadOf)
+			if u, _ := w.Unsettled(context10(t), 1); u.Aheads != 1 || u.Intents != 0 {
+				t.Errorf("Unsettled: got %+v", u)
+			}
+			var busy *store.BusyError
+			if _, err := w.Begin(context10(t), k, op("b", 5, long)); !errors.As(err, &busy) {
+				t.Errorf("Begin on a living ahead: got %v, want a BusyError", err)
+			}
+			a2, err := w.WriteAhead(context10(t), k, op("o2", 5, long), recp("two"), store.Always)
+			if err != nil || a2.Mine || a2.Version != a.Version+1 {
+				t.Errorf("WriteAhead on a living ahead: got %+v, %v", a2, err)
+			}
+			_, _, err = w.Propagated(context10(t), k, op("o2", 5, long), a2.Version)
+			wantErr(t, "Propagated by another", err, store.ErrLost)
+			next, done, err := w.Propagated(context10(t), k, op("o1", 5, long), a.Version)
+			if done || err != nil || next.Version != a2.Version || !same(next.Record, "two") || next.Record.Expires.IsZero() {
+				t.Errorf("Propagated of an old version: got %+v, %v, %v", next, done, err)
+			}
+			if _, done, err := w.Propagated(context10(t), k, op("o1", 5, long), next.Version); !done || err != nil {
+				t.Errorf("Propagated: got %v, %v", done, err)
+			}
+			wantMarker(t, w, "two", false, store.NoMarker)
+		}},
+		{"a deletion is ahead as well", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "Save", s.Save(context10(t), k, rec("x"), store.Always))
+			a, err := w.WriteAhead(context10(t), k, op("o1", 5, long), nil, store.Always)
+			if err != nil || !a.Mine || a.Record != nil || !a.Existed {
+				t.Errorf("WriteAhead: got %+v, %v", a, err)
+			}
+			wantMarker(t, w, "", true, store.AheadOf)
+			a, err = w.WriteAhead(context10(t), k, op("o2", 5, long), nil, store.Always)
+			if err != nil || a.Existed {
+				t.Errorf("WriteAhead of absence again: got %+v, %v", a, err)
+			}
+		}},
+		{"a write ahead obeys its condition", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.WriteAhead(context10(t), k, op("o", 5, long), recp("x"), store.IfPresent)
+			wantErr(t, "IfPresent", err, store.ErrConflict)
+			wantMarker(t, w, "", true, store.NoMarker)
+			_, err = w.WriteAhead(context10(t), k, op("o", 5, long), recp("x"), store.IfAbsent)
+			ok(t, "IfAbsent", err)
+			_, err = w.WriteAhead(context10(t), k, op("o2", 5, long), recp("y"), store.IfVersion(store.VersionOf([]byte("z"), 0)))
+			wantErr(t, "IfVersion", err, store.ErrConflict)
+			wantMarker(t, w, "x", false, store.AheadOf)
+		}},
+		{"a dead ahead is taken over as it stands", func(t *testing.T, s S, w store.Workflow) {
+			a, err := w.WriteAhead(context10(t), k, op("o1", 5, short), recp("x"), store.Always)
+			ok(t, "WriteAhead", err)
+			dead(t, w)
+			b, err := w.Begin(context10(t), k, op("o2", 5, long))
+			if err != nil || b.Took != store.AheadOf || !b.Ahead.Mine || b.Ahead.Version != a.Version || !same(b.Ahead.Record, "x") {
+				t.Errorf("Begin: got %+v, %v", b, err)
+			}
+			wantMarker(t, w, "x", false, store.AheadOf)
+			_, _, err = w.Propagated(context10(t), k, op("o1", 5, short), a.Version)
+			wantErr(t, "Propagated by the dead", err, store.ErrLost)
+			if _, done, err := w.Propagated(context10(t), k, op("o2", 5, long), a.Version); !done || err != nil {
+				t.Errorf("Propagated: got %v, %v", done, err)
+			}
+		}},
+		{"a dead intent gives way to a write ahead", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.Begin(context10(t), k, op("o1", 5, short))
+			ok(t, "Begin", err)
+			dead(t, w)
+			var busy *store.BusyError
+			if _, err := w.WriteAhead(context10(t), k, op("o2", 5, long), recp("x"), store.IfAbsent); !errors.As(err, &busy) || busy.Left > 0 {
+				t.Errorf("WriteAhead IfAbsent: got %v, want a BusyError with nothing left", err)
+			}
+			a, err := w.WriteAhead(context10(t), k, op("o2", 5, long), recp("x"), store.Always)
+			if err != nil || !a.Mine {
+				t.Errorf("WriteAhead: got %+v, %v", a, err)
+			}
+			wantErr(t, "Commit by the dead", w.Commit(context10(t), k, op("o1", 5, short), recp("late")), store.ErrLost)
+			wantMarker(t, w, "x", false, store.AheadOf)
+			if u, _ := w.Unsettled(context10(t), 9); u.Intents != 0 || u.Aheads != 1 {
+				t.Errorf("Unsettled: got %+v", u)
+			}
+		}},
+		{"a value is marked ahead as it stands", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.MarkAhead(context10(t), k, op("o", 5, long))
+			wantErr(t, "MarkAhead of nothing", err, store.ErrAbsent)
+			wantMarker(t, w, "", true, store.NoMarker)
+			ok(t, "Save", s.Save(context10(t), k, rec("x"), store.Always))
+			a, err := w.MarkAhead(context10(t), k, op("o", 5, long))
+			if err != nil || !a.Mine || !same(a.Record, "x") {
+				t.Errorf("MarkAhead: got %+v, %v", a, err)
+			}
+			wantMarker(t, w, "x", false, store.AheadOf)
+		}},
+		{"a value under an intent, even a dead one, is not marked ahead: the origin decides", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "Save", s.Save(context10(t), k, rec("x"), store.Always))
+			_, err := w.Begin(context10(t), k, op("o1", 5, short))
+			ok(t, "Begin", err)
+			dead(t, w)
+			var busy *store.BusyError
+			if _, err := w.MarkAhead(context10(t), k, op("o2", 5, long)); !errors.As(err, &busy) || busy.Left > 0 {
+				t.Errorf("MarkAhead: got %v, want a BusyError with nothing left", err)
+			}
+			wantMarker(t, w, "x", false, store.Intent)
+		}},
+		{"the last write removes what marker there is", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.WriteAhead(context10(t), k, op("o1", 5, long), recp("x"), store.Always)
+			ok(t, "WriteAhead", err)
+			_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.IfAbsent)
+			wantErr(t, "SaveLast IfAbsent", err, store.ErrConflict)
+			existed, err := w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
+			if !existed || err != nil {
+				t.Errorf("SaveLast: got %v, %v", existed, err)
+			}
+			wantMarker(t, w, "y", false, store.NoMarker)
+			if u, _ := w.Unsettled(context10(t), 9); u.Intents+u.Aheads != 0 {
+				t.Errorf("Unsettled: got %+v", u)
+			}
+			existed, err = w.SaveLast(context10(t), k, 5, nil, store.Always)
+			if !existed || err != nil {
+				t.Errorf("SaveLast of absence: got %v, %v", existed, err)
+			}
+			wantMarker(t, w, "", true, store.NoMarker)
+		}},
+		{"a touch moves the deadline and leaves the marker", func(t *testing.T, s S, w store.Workflow) {
+			later := time.Now().Add(2 * time.Hour)
+			present, m, err := w.TouchMarked(context10(t), k, 5, later)
+			if present || m.Kind != store.NoMarker || err != nil {
+				t.Errorf("TouchMarked of nothing: got %v, %v, %v", present, m, err)
+			}
+			wantMarker(t, w, "", true, store.NoMarker)
+			_, err = w.WriteAhead(context10(t), k, op("o1", 5, long), recp("x"), store.Always)
+			ok(t, "WriteAhead", err)
+			present, m, err = w.TouchMarked(context10(t), k, 5, later)
+			if !present || m.Kind != store.AheadOf || err != nil {
+				t.Errorf("TouchMarked: got %v, %v, %v", present, m, err)
+			}
+			wantDeadline(t, s, k, later)
+			wantMarker(t, w, "x", false, store.AheadOf)
+		}},
+		{"a copy gives way to a marker", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "Copy", w.Copy(context10(t), k, 5, recp("copy")))
+			wantMarker(t, w, "copy", false, store.NoMarker)
+			ok(t, "Copy of absence", w.Copy(context10(t), k, 5, nil))
+			wantMarker(t, w, "", true, store.NoMarker)
+			_, err := w.Begin(context10(t), k, op("o", 5, long))
+			ok(t, "Begin", err)
+			ok(t, "Copy", w.Copy(context10(t), k, 5, recp("copy")))
+			wantMarker(t, w, "", true, store.Intent)
+		}},
+		{"Add never replaces, not even a marker", func(t *testing.T, s S, w store.Workflow) {
+			marked, there := h.key("marked"), h.key("there")
+			_, err := w.Begin(context10(t), marked, op("o", 5, long))
+			ok(t, "Begin", err)
+			ok(t, "Save", s.Save(context10(t), there, rec("mine"), store.Always))
+			overdue := store.Record{Data: []byte("x"), Expires: time.Now().Add(-time.Second)}
+			stored, err := w.Add(context10(t), 5, []store.Entry{{Key: marked, Record: recp("b")}, {Key: there, Record: recp("b")},
+				{Key: k, Record: recp("b\x00\xff")}, {Key: h.key("overdue"), Record: &overdue}, {Key: h.key("empty"), Record: recp("")}})
+			if !slices.Equal(stored, []bool{false, false, true, false, true}) || err != nil {
+				t.Errorf("Add: got %v, %v", stored, err)
+			}
+			wantData(t, s, there, "mine")
+			wantData(t, s, k, "b\x00\xff")
+			wantDeadline(t, s, k, time.Now().Add(time.Hour))
+			wantData(t, s, h.key("empty"), "")
+			wantAbsent(t, s, marked)
+			wantAbsent(t, s, h.key("overdue"))
+		}},
+		{"Same compares data and marker, and moves the deadline", func(t *testing.T, s S, w store.Workflow) {
+			ok(t, "Save", s.Save(context10(t), k, rec("x"), store.Always))
+			ok(t, "Save", s.Save(context10(t), h.key("b"), rec("x"), store.Always))
+			_, err := w.Begin(context10(t), h.key("c"), op("o", 5, long))
+			ok(t, "Begin", err)
+			later := rec("x")
+			later.Expires = time.Now().Add(3 * time.Hour)
+			got, err := w.Same(context10(t), 5, []store.Entry{{Key: k, Record: &later}, {Key: h.key("b"), Record: recp("y")},
+				{Key: h.key("c")}, {Key: h.key("d")}, {Key: h.key("b")}, {Key: h.key("d"), Record: recp("")}})
+			if !slices.Equal(got, []bool{true, false, false, true, false, false}) || err != nil {
+				t.Errorf("Same: got %v, %v", got, err)
+			}
+			wantDeadline(t, s, k, later.Expires)
+		}},
+		{"Remove takes values and markers", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.WriteAhead(context10(t), k, op("o", 5, long), recp("x"), store.Always)
+			ok(t, "WriteAhead", err)
+			ok(t, "Save", s.Save(context10(t), h.key("b"), rec("x"), store.Always))
+			n, err := w.Remove(context10(t), 5, []string{k, h.key("b"), h.key("c")})
+			if n != 2 || err != nil {
+				t.Errorf("Remove: got %d, %v, want 2", n, err)
+			}
+			wantMarker(t, w, "", true, store.NoMarker)
+			if u, _ := w.Unsettled(context10(t), 9); u.Intents+u.Aheads != 0 {
+				t.Errorf("Unsettled: got %+v", u)
+			}
+		}},
+		{"Unsettled lists what died first at the front", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.Begin(context10(t), h.key("b"), op("1", 5, long))
+			ok(t, "Begin", err)
+			_, err = w.WriteAhead(context10(t), k, op("2", 5, short), recp("x"), store.Always)
+			ok(t, "WriteAhead", err)
+			_, err = w.Begin(context10(t), h.key("c"), op("3", 5, 2*long))
+			ok(t, "Begin", err)
+			u, err := w.Unsettled(context10(t), 2)
+			if u.Intents != 2 || u.Aheads != 1 || len(u.Keys) != 2 || u.Keys[0] != k || err != nil {
+				t.Errorf("Unsettled: got %+v, %v", u, err)
+			}
+		}},
+		{"markers are no sessions, and Purge leaves none", func(t *testing.T, s S, w store.Workflow) {
+			_, err := w.WriteAhead(context10(t), k, op("1", 5, long), recp("x"), store.Always)
+			ok(t, "WriteAhead", err)
+			_, err = w.Begin(context10(t), h.key("b"), op("2", 5, long))
+			ok(t, "Begin", err)
+			_, err = w.Renew(context10(t), "g", nil, long)
+			ok(t, "Renew", err)
+			ok(t, "SwapControl", w.SwapControl(context10(t), nil, []byte("c")))
+			keys := []string{}
+			for cursor := ""; ; {
+				page, err := s.Scan(context10(t), cursor, 100)
+				ok(t, "Scan", err)
+				keys = append(keys, page.Keys...)
+				if cursor = page.Cursor; cursor == "" {
+					break
+				}
+			}
+			if keys = slices.Compact(sorted(keys)); !slices.Equal(keys, []string{k}) {
+				t.Errorf("Scan: got %q, want the session alone", keys)
+			}
+			ok(t, "Purge", w.Purge(context10(t)))
+			wantData(t, s, k, "x")
+			if u, _ := w.Unsettled(context10(t), 9); u.Intents+u.Aheads != 0 {
+				t.Errorf("Unsettled after Purge: got %+v", u)
+			}
+			if f, _ := w.Fence(context10(t)); f != 0 {
+				t.Errorf("Fence after Purge: %d", f)
+			}
+			if ls, _ := w.Leases(context10(t)); len(ls) != 0 {
+				t.Errorf("Leases after Purge: %v", ls)
+			}
+			if c, _ := w.Control(context10(t)); string(c) != "c" {
+				t.Errorf("Control after Purge: %q", c)
+			}
+		}},
+		{"an instance has a name", func(t *testing.T, s S, w store.Workflow) {
+			a, err := s.Instance(context10(t))
+			if b, err2 := s.Instance(context10(t)); a == "" || a != b || err != nil || err2 != nil {
+				t.Errorf("Instance: got %q, %v, then %q, %v", a, err, b, err2)
+			}
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := h.New(t)
+			w := s.Workflow("w")
+			ok(t, "RaiseFence", w.RaiseFence(context10(t), 5))
+			tc.run(t, s, w)
+		})
+	}
+}
