@@ -1,0 +1,337 @@
+package redis
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/sessile/sessile/store"
+)
+
+var (
+	errClosed  = errors.New("the store is closed")
+	errStalled = errors.New("too many commands wait for an answer")
+	errNotSent = errors.New("the connection is gone")
+)
+
+// A link is a place for one connection, which keep fills again and again.
+//
+// A rueidis client of its own for each connection, because then a connection that is being made can be told from one
+// that broke with a command on it. A client that dialled anew by itself would do so inside of a command, under the
+// context of whoever came first, and with errors that do not say whether the command was sent.
+type link struct {
+	wire  atomic.Pointer[wire]  // nil while there is none
+	err   atomic.Pointer[error] // why the last attempt failed
+	tried chan struct{}         // closed after the first attempt
+}
+
+// keep connects l, and connects it anew whenever the connection breaks, until ctx ends.
+func (s *Store) keep(ctx context.Context, l *link) {
+	log, failures := s.opt.Logger.With("addr", s.opt.Addr), 0
+	tried := sync.OnceFunc(func() { close(l.tried) })
+	for ctx.Err() == nil {
+		w, err := s.connect(ctx)
+		l.err.Store(&err)
+		if err != nil {
+			if tried(); failures == 0 && ctx.Err() == nil {
+				log.Warn("redis: cannot connect", "error", err)
+			}
+			failures++
+			pause := 10 * time.Millisecond << min(failures, 5)
+			if misconfigured(err) {
+				pause = 2 * time.Second // nothing gets better by asking often, and each try is a line in ACL LOG
+			}
+			select {
+			case <-time.After(pause/2 + rand.N(pause)):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		failures = 0
+		l.wire.Store(w)
+		tried()
+		log.Info("redis: connected")
+		select {
+		case <-w.conn.down:
+			log.Warn("redis: connection lost")
+		case <-ctx.Done():
+			w.client.Close()
+			w.conn.Close()
+		}
+		l.wire.Store(nil)
+	}
+	l.err.Store(&errClosed)
+}
+
+// connect makes a connection and logs in on it.
+func (s *Store) connect(ctx context.Context) (*wire, error) {
+	password, err := s.opt.password()
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{turn: make(chan struct{}, inFlight)}
+	unwatch := func() bool { return true }
+	w.client, err = rueidis.NewClient(rueidis.ClientOption{
+		InitAddress:       []string{s.opt.Addr},
+		ForceSingleClient: true,
+		PipelineMultiplex: -1,   // one connection
+		AlwaysPipelining:  true, // the other way ignores that a context is cancelled, and a deadline costs the connection
+		DisableRetry:      true,
+		DisableCache:      true,
+		ClientSetInfo:     rueidis.DisableClientSetInfo, // Redis 7.2
+		ClientName:        "sessile",
+		Username:          s.opt.Username,
+		Password:          password,
+		SelectDB:          s.opt.Database,
+		// Where nothing came for KeepAlive, a PING goes out, and no answer for ConnWriteTimeout breaks the connection.
+		Dialer:              net.Dialer{Timeout: s.opt.DialTimeout, KeepAlive: min(s.opt.Timeout, time.Second)},
+		ConnWriteTimeout:    s.opt.Timeout,
+		ReadBufferEachConn:  buffer,
+		WriteBufferEachConn: buffer,
+		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+			if w.conn != nil {
+				return nil, errNotSent // a client is good for one connection
+			}
+			nc, err := s.dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			w.conn = &conn{Conn: nc, down: make(chan struct{})}
+			unwatch = context.AfterFunc(ctx, func() { w.conn.Close() }) // Close does not wait for a slow login
+			return w.conn, nil
+		},
+	})
+	unwatch()
+	if err == nil {
+		return w, nil
+	}
+	if w.client != nil {
+		w.client.Close()
+	}
+	if w.conn != nil {
+		w.conn.Close()
+	}
+	if re, ok := rueidis.IsRedisErr(err); ok {
+		return nil, newReply(re)
+	}
+	return nil, fmt.Errorf("connect: %w", err)
+}
+
+func (s *Store) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.opt.DialTimeout)
+	defer cancel()
+	nc, err := new(net.Dialer).DialContext(ctx, s.opt.Network, s.opt.Addr)
+	if err != nil {
+		return nil, err
+	}
+	s.generation.Add(1)
+	if s.opt.TLS == nil {
+		return nc, nil
+	}
+	tc := tls.Client(nc, s.opt.TLS)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	return tc, nil
+}
+
+// conn says when it is closed, which is the first thing that rueidis does with a connection that broke.
+type conn struct {
+	net.Conn
+	once sync.Once
+	down chan struct{}
+}
+
+func (c *conn) Close() error {
+	c.once.Do(func() { close(c.down) }) // first: who sees it open believes that a command may be sent
+	return c.Conn.Close()
+}
+
+func (c *conn) up() bool {
+	select {
+	case <-c.down:
+		return false
+	default:
+		return true
+	}
+}
+
+const (
+	// rueidis queues up to 1024 commands on a connection. Beyond that its callers wait for room without looking at their
+	// context, so we never get there: commands under way and commands given up stay below.
+	inFlight = 512
+	givenUp  = 256
+
+	buffer = 128 << 10
+)
+
+// A wire is one connection.
+type wire struct {
+	client rueidis.Client
+	conn   *conn
+	turn   chan struct{} // one token for each command under way
+
+	// A command that was given up still has its place in the queue until its answer comes. Answers come in order: who
+	// gets one knows that those which had been given up before it began are answered, too.
+	given, answered atomic.Int64
+	probing         atomic.Bool
+}
+
+// do sends one command. Beside the server's reply it answers errNotSent or errStalled, which are certain, or anything,
+// where it is not known what became of the command.
+func (w *wire) do(ctx context.Context, args []string) (msg rueidis.RedisMessage, err error) {
+	select {
+	case w.turn <- struct{}{}:
+	default:
+		select {
+		case w.turn <- struct{}{}:
+		case <-w.conn.down:
+			return msg, errNotSent
+		case <-ctx.Done():
+			return msg, errStalled
+		}
+	}
+	defer func() { <-w.turn }()
+	if !w.conn.up() {
+		return msg, errNotSent
+	}
+	if w.given.Load()-w.answered.Load() > givenUp {
+		if w.probing.CompareAndSwap(false, true) {
+			go func() { // ends with the connection
+				defer w.probing.Store(false)
+				w.exchange(context.Background(), "PING")
+			}()
+		}
+		return msg, errStalled
+	}
+	msg, err = w.exchange(ctx, args...)
+	if re, ok := rueidis.IsRedisErr(err); ok {
+		return msg, newReply(re)
+	}
+	if err != nil && ctx.Err() != nil {
+		w.given.Add(1)
+		err = context.Cause(ctx)
+	}
+	return msg, err
+}
+
+func (w *wire) exchange(ctx context.Context, args ...string) (rueidis.RedisMessage, error) {
+	given := w.given.Load()
+	res := w.client.Do(ctx, w.client.B().Arbitrary(args...).Build())
+	if res.NonRedisError() == nil {
+		for old := w.answered.Load(); old < given && !w.answered.CompareAndSwap(old, given); old = w.answered.Load() {
+		}
+	}
+	msg, err := res.ToMessage()
+	if rueidis.IsRedisNil(err) {
+		err = nil
+	}
+	return msg, err
+}
+
+// wire returns a connection that is up.
+func (s *Store) wire() (*wire, error) {
+	first := rand.IntN(len(s.links))
+	for i := range s.links {
+		if w := s.links[(first+i)%len(s.links)].wire.Load(); w != nil {
+			return w, nil
+		}
+	}
+	if err := s.links[first].err.Load(); err != nil && *err != nil {
+		return nil, *err
+	}
+	return nil, errNotSent
+}
+
+// ask sends a command that changes nothing: every failure is ErrUnavailable.
+func (s *Store) ask(ctx context.Context, op string, args ...string) *reply {
+	return s.send(ctx, op, store.ErrUnavailable, args)
+}
+
+// tell sends a command that writes: where no answer came, the outcome is ErrUnknown.
+func (s *Store) tell(ctx context.Context, op string, args ...string) *reply {
+	return s.send(ctx, op, store.ErrUnknown, args)
+}
+
+// send answers lost where the command was sent, or may have been, and no answer came.
+func (s *Store) send(ctx context.Context, op string, lost error, args []string) *reply {
+	if end, ok := ctx.Deadline(); !ok || time.Until(end) > s.opt.Timeout {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, s.opt.Timeout, s.errTimeout)
+		defer cancel()
+	}
+	err := context.Cause(ctx)
+	for try := 0; err == nil && try < 2*len(s.links); try++ {
+		var w *wire
+		if w, err = s.wire(); err != nil {
+			break
+		}
+		var msg rueidis.RedisMessage
+		if msg, err = w.do(ctx, args); err == nil {
+			return &reply{op: op, lost: lost, items: []rueidis.RedisMessage{msg}}
+		}
+		var re *replyError
+		switch {
+		case err == errNotSent:
+			err = nil // elsewhere: the only case in which anything is sent again
+		case err == errStalled, errors.As(err, &re) && re.certain():
+		default:
+			return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, lost, err)}
+		}
+	}
+	return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, store.ErrUnavailable, cmp.Or(err, errNotSent))}
+}
+
+// A replyError is an error that the server answered.
+type replyError struct {
+	code, text string // LOADING; LOADING Redis is loading the dataset in memory
+}
+
+func (e *replyError) Error() string { return "the server answers: " + e.text }
+
+// newReply leaves out what the server quotes of the command: keys, and for HELLO the password.
+func newReply(err *rueidis.RedisError) *replyError {
+	text, _, _ := strings.Cut(err.Error(), ", with args")
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, text[:min(len(text), 200)])
+	code, _, _ := strings.Cut(text, " ")
+	return &replyError{code: code, text: text}
+}
+
+// certain reports whether the reply proves that nothing was done. A command is refused before it begins, and so is a
+// script, for all that its first line lets Redis know (OOM, READONLY, MISCONF, NOREPLICAS). An error from inside of a
+// script proves nothing, with two exceptions: the scripts read before they write.
+func (e *replyError) certain() bool {
+	return !strings.Contains(e.text, "@user_script") || e.code == "WRONGTYPE" || e.code == "BADMARK"
+}
+
+// misconfigured reports whether err says that the options are wrong, not that the server is away.
+func misconfigured(err error) bool {
+	var cert *tls.CertificateVerificationError
+	var re *replyError
+	switch {
+	case errors.As(err, &cert):
+		return true
+	case !errors.As(err, &re):
+		return false
+	}
+	switch re.code {
+	case "WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "NOPROTO":
+		return true
+	}
+	return strings.Contains(re.text, "DB index") || strings.Contains(re.text, "AUTH")
+}

@@ -1,0 +1,3 @@
+#!lua flags=no-writes
+-- KEYS: leases. Answers the time in ms, and gateway, lease, gateway, lease ...
+return {0, now, redis.call('HGETALL', KEYS[1])}

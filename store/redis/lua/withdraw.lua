@@ -1,0 +1,6 @@
+#!lua flags=allow-oom
+if m.kind == 1 and mine then
+  clear()
+  if m.gone > now then redis.call('SET', KEYS[3], 'g ' .. digits(m.gone), 'PX', digits(m.gone - now)) end
+end
+return {0}
