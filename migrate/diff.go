@@ -1,0 +1,319 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// DiffOptions of a comparison of both stores.
+type DiffOptions struct {
+	Rounds    int           // a difference counts when it is there in every round. Default 3
+	Interval  time.Duration // between rounds. Default 300 ms
+	Tolerance time.Duration // deadlines this far apart are the same. Default 5 s
+	Repair    bool          // copy again what differs: in dual-write, plainly; in sync and above, strictly
+	Sample    int           // how many differences are described. Default 20
+	Say       func(line string)
+}
+
+// DiffReport is the result of a comparison.
+type DiffReport struct {
+	DiffEnd
+	Phase  Phase        `json:"phase"`
+	Sample []Difference `json:"sample,omitempty"`
+}
+
+// Difference is one session that is not the same in both stores. It never shows id or payload.
+type Difference struct {
+	Session string `json:"session"` // a keyed hash
+	Kind    string `json:"kind"`    // missing, extra, mismatch, deadline
+	OriginN int    `json:"origin_bytes"`
+	TargetN int    `json:"target_bytes"`
+}
+
+type diffKind uint8
+
+const (
+	diffSame diffKind = iota
+	diffOverdue
+	diffMissing
+	diffExtra
+	diffMismatch
+	diffDeadline
+)
+
+var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "deadline"}
+
+// compare compares one session. The deadline is that of the store that answers; in the other it may be later by the
+// rounding up, or, since touches are copied without waiting, a little earlier.
+func (e *Engine) compare(ctx context.Context, a authority, key string, tolerance time.Duration) (diffKind, Difference, error) {
+	o, oerr := e.origin.Inspect(ctx, key)
+	n, nerr := e.target.Inspect(ctx, key)
+	d := Difference{OriginN: len(o.Data), TargetN: len(n.Data)}
+	for _, err := range []error{oerr, nerr} {
+		if err != nil && !errors.Is(err, store.ErrAbsent) && !errors.Is(err, store.ErrInvalid) {
+			return 0, d, err
+		}
+	}
+	inO, inN := oerr == nil, nerr == nil
+	now := time.Now()
+	switch {
+	case !inO && !inN:
+		return diffSame, d, nil
+	case inO && !inN && !o.Expires.After(now):
+		return diffOverdue, d, nil
+	case inO && !inN:
+		return diffMissing, d, nil
+	case inN && !inO && n.Expires.Sub(now) < tolerance:
+		return diffOverdue, d, nil // about to go by itself
+	case inN && !inO:
+		return diffExtra, d, nil
+	case o.Version() != n.Version():
+		return diffMismatch, d, nil
+	case !o.Expires.IsZero() && !n.Expires.IsZero() && o.Expires.Sub(n.Expires).Abs() > tolerance:
+		return diffDeadline, d, nil
+	}
+	return diffSame, d, nil
+}
+
+// Diff compares both stores in both directions, in rounds: what differs in one is looked at again in the next, since a
+// copy may only have been under way. What differs in the last is a difference.
+func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) {
+	if opt.Rounds <= 0 {
+		opt.Rounds = 3
+	}
+	if opt.Interval <= 0 {
+		opt.Interval = 300 * time.Millisecond
+	}
+	if opt.Tolerance <= 0 {
+		opt.Tolerance = 5 * time.Second
+	}
+	if opt.Sample <= 0 {
+		opt.Sample = 20
+	}
+	start := time.Now()
+	report := DiffReport{DiffEnd: DiffEnd{Rounds: opt.Rounds}}
+	a, err := e.current()
+	if err != nil {
+		return report, err
+	}
+	if !a.lease || a.phase == Off || a.phase == Complete {
+		return report, &UsageError{"there is nothing to compare in phase " + a.phase.String()}
+	}
+	report.Phase = a.phase
+
+	var mu sync.Mutex // guards what the workers fill
+	differ := map[string]diffKind{}
+	sample := map[string]Difference{}
+	seen := int64(0)
+	look := func(first bool) func(ctx context.Context, keys []string) error {
+		return func(ctx context.Context, keys []string) error {
+			for _, key := range keys {
+				kind, d, err := e.compare(ctx, a, key, opt.Tolerance)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				if first {
+					seen++
+				}
+				if kind == diffSame {
+					delete(differ, key)
+				} else {
+					differ[key] = kind
+					d.Session, d.Kind = e.hash(key), diffNames[kind]
+					sample[key] = d
+				}
+				mu.Unlock()
+			}
+			return nil
+		}
+	}
+	next := func(store.Page) error { return ctx.Err() }
+	if err := e.pages(ctx, e.origin, "", look(true), next); err != nil {
+		return report, err
+	}
+	extra := look(false)
+	if err := e.pages(ctx, e.target, "", func(ctx context.Context, keys []string) error {
+		own := keys[:0:0]
+		for _, key := range keys {
+			if e.opt.OwnsKey(key) {
+				own = append(own, key)
+			}
+		}
+		return extra(ctx, own)
+	}, next); err != nil {
+		return report, err
+	}
+	rounds := func(n int) error {
+		for range n {
+			open := make([]string, 0, len(differ))
+			for key, kind := range differ {
+				if kind != diffOverdue {
+					open = append(open, key)
+				}
+			}
+			if len(open) == 0 {
+				return nil
+			}
+			if !sleep(ctx, opt.Interval) {
+				return ctx.Err()
+			}
+			if err := e.deal(ctx, open, look(false)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := rounds(opt.Rounds - 1); err != nil {
+		return report, err
+	}
+	if opt.Repair {
+		var again []string
+		for key, kind := range differ {
+			if kind != diffOverdue {
+				again = append(again, key)
+			}
+		}
+		before := len(again)
+		if err := e.deal(ctx, again, func(ctx context.Context, keys []string) error {
+			return e.under(ctx, func(p Phase) bool { return p == DualWrite || p.strict() }, func(ctx context.Context, a authority) error {
+				for _, key := range keys {
+					var err error
+					if a.phase == DualWrite {
+						err = e.copyNow(ctx, a, key)
+					} else {
+						err = e.reconcileKey(ctx, a, key)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}); err != nil {
+			return report, err
+		}
+		if err := e.deal(ctx, again, look(false)); err != nil {
+			return report, err
+		}
+		if err := rounds(opt.Rounds - 1); err != nil {
+			return report, err
+		}
+		left := 0
+		for _, kind := range differ {
+			if kind != diffOverdue {
+				left++
+			}
+		}
+		report.Repaired = int64(before - left)
+	}
+	report.Compared = seen
+	for key, kind := range differ {
+		switch kind {
+		case diffOverdue:
+			report.Overdue++
+			continue
+		case diffMissing:
+			report.Missing++
+		case diffExtra:
+			report.Extra++
+		case diffMismatch:
+			report.Mismatch++
+		case diffDeadline:
+			report.Deadline++
+		}
+		if len(report.Sample) < opt.Sample {
+			report.Sample = append(report.Sample, sample[key])
+		}
+	}
+	report.At, report.DurationMS = time.Now().UTC(), time.Since(start).Milliseconds()
+	// A report that cannot be written down is a report all the same.
+	_, _ = updateControl(ctx, e.flow, func(c *Control) error {
+		if c.Epoch == a.epoch {
+			c.Diff = &report.DiffEnd
+		}
+		return nil
+	})
+	return report, nil
+}
+
+// Foreign is what a sweep for foreign writers saw.
+type Foreign struct {
+	Window   time.Duration
+	Watched  int
+	Changed  int // written by somebody else
+	Unknown  int // changed, and this gateway cannot know whether it was itself
+	Vanished int // gone, not overdue, and not by this gateway
+}
+
+// foreignWriters watches the origin for a while: what changes there, and no gateway wrote, somebody else wrote.
+func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Foreign, err error) {
+	f.Window = window
+	type state struct {
+		version store.Version
+		expires time.Time
+	}
+	var mu sync.Mutex // guards what the workers fill
+	snapshot := func() (map[string]state, error) {
+		all := map[string]state{}
+		err := e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
+			for _, key := range keys {
+				rec, err := e.origin.Inspect(ctx, key)
+				if errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				all[key] = state{rec.Version(), rec.Expires}
+				mu.Unlock()
+			}
+			return nil
+		}, func(store.Page) error { return ctx.Err() })
+		return all, err
+	}
+	start := time.Now().Add(-e.opt.Times.Bound)
+	before, err := snapshot()
+	if err != nil {
+		return f, err
+	}
+	if !sleep(ctx, window) {
+		return f, ctx.Err()
+	}
+	after, err := snapshot()
+	if err != nil {
+		return f, err
+	}
+	f.Watched = len(after)
+	for key, now := range after {
+		was, known := before[key]
+		if known && was == now {
+			continue
+		}
+		switch wrote, sure := e.written.since(key, start); {
+		case wrote:
+		case !sure:
+			f.Unknown++
+		default:
+			f.Changed++
+		}
+	}
+	for key, was := range before {
+		if _, there := after[key]; there || !was.expires.After(time.Now()) {
+			continue
+		}
+		switch wrote, sure := e.written.since(key, start); {
+		case wrote:
+		case !sure:
+			f.Unknown++
+		default:
+			f.Vanished++
+		}
+	}
+	return f, nil
+}

@@ -1,0 +1,499 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// jobRunner runs this gateway's workers: the backfill of dual-write and the reconcile pass of sync. The control record
+// says what is to be run and by whom; the lease loop calls tick.
+type jobRunner struct {
+	mu      sync.Mutex // guards running
+	running map[string]context.CancelFunc
+}
+
+// walk is one worker's progress over a store.
+type walk struct {
+	seen, copied, same, overdue, failed atomic.Int64
+}
+
+func (w *walk) into(j *Job) {
+	j.Seen, j.Copied, j.Same = w.seen.Load(), w.copied.Load(), w.same.Load()
+	j.Overdue, j.Failed = w.overdue.Load(), w.failed.Load()
+}
+
+func (w *walk) from(j Job) {
+	w.seen.Store(j.Seen)
+	w.copied.Store(j.Copied)
+	w.same.Store(j.Same)
+	w.overdue.Store(j.Overdue)
+	w.failed.Store(j.Failed)
+}
+
+// job selects one of c's jobs by name.
+func (c *Control) job(name string) *Job {
+	if name == "backfill" {
+		return &c.Backfill
+	}
+	return &c.Reconcile
+}
+
+// tickJobs starts what c says should run and does not.
+func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
+	name, due := "", false
+	switch {
+	case c.Phase == DualWrite && c.Done:
+		name, due = "backfill", c.Backfill.State == "" || c.Backfill.State == jobRunning
+	case c.Phase == Sync && c.Done && !c.Reconciled:
+		name, due = "reconcile", c.Reconcile.State == "" || c.Reconcile.State == jobRunning
+	}
+	if !due || !e.origin.Capabilities().Scan {
+		return nil
+	}
+	e.jobs.mu.Lock()
+	_, here := e.jobs.running[name]
+	e.jobs.mu.Unlock()
+	if here {
+		return nil
+	}
+	if owner := c.job(name).Gateway; owner != "" && owner != e.opt.Gateway {
+		leases, err := e.flow.Leases(ctx)
+		if err != nil {
+			return err
+		}
+		for _, l := range leases {
+			if l.Gateway == owner && l.Left > 0 {
+				return nil // it is at work
+			}
+		}
+	}
+	claimed, err := updateControl(ctx, e.flow, func(now *Control) error {
+		if now.Epoch != c.Epoch || now.job(name).State != c.job(name).State || now.job(name).Gateway != c.job(name).Gateway {
+			return store.ErrConflict
+		}
+		j := now.job(name)
+		if j.Started.IsZero() {
+			j.Started = time.Now().UTC()
+		}
+		j.State, j.Gateway, j.Epoch, j.Error = jobRunning, e.opt.Gateway, now.Epoch, ""
+		return nil
+	})
+	if errors.Is(err, store.ErrConflict) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	if now := e.auth.control; now != nil && now.Epoch == claimed.Epoch {
+		e.auth.control = claimed // or the worker would read there that it is not to run
+	}
+	e.mu.Unlock()
+	run, cancel := context.WithCancel(e.life)
+	e.jobs.mu.Lock()
+	if e.jobs.running == nil {
+		e.jobs.running = map[string]context.CancelFunc{}
+	}
+	e.jobs.running[name] = cancel
+	e.jobs.mu.Unlock()
+	if !e.spawn(func() {
+		defer cancel()
+		e.runJob(run, name, claimed)
+		e.jobs.mu.Lock()
+		delete(e.jobs.running, name)
+		e.jobs.mu.Unlock()
+	}) {
+		cancel()
+	}
+	return nil
+}
+
+// errStopped ends a worker whose job is paused, or whose phase is over.
+var errStopped = errors.New("stopped")
+
+// runJob runs a worker to its end and writes down how it ended.
+func (e *Engine) runJob(ctx context.Context, name string, c *Control) {
+	w := &walk{}
+	var err error
+	if name == "backfill" {
+		w.from(c.Backfill)
+		err = e.backfill(ctx, c, w)
+	} else {
+		err = e.reconcile(ctx, c, w)
+	}
+	if errors.Is(err, errStopped) || ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		e.log.Error(name+" failed; it goes on at the next `sessile migrate start`, or by itself in a moment", "error", err)
+		// Whatever it was, trying again is safe: leave the job running, for whoever comes next.
+		sleep(ctx, time.Second)
+		return
+	}
+	ended, err := updateControl(ctx, e.flow, func(now *Control) error {
+		if now.Epoch != c.Epoch {
+			return errStopped
+		}
+		j := now.job(name)
+		w.into(j)
+		j.State, j.Cursor, j.Ended, j.Total = jobDone, "", time.Now().UTC(), j.Seen
+		if name == "reconcile" {
+			now.Reconciled = true
+		}
+		return nil
+	})
+	if err != nil {
+		e.log.Warn(name+" ended, and that could not be written down: it will be run again", "error", err)
+		return
+	}
+	j := ended.job(name)
+	e.log.Info(name+" done", "seen", j.Seen, "copied", j.Copied, "same", j.Same, "overdue", j.Overdue, "failed", j.Failed)
+	e.mu.Lock()
+	e.renewSoon()
+	e.mu.Unlock()
+}
+
+// checkpoint writes a worker's progress down now and then, and finds out whether it shall go on.
+type checkpoint struct {
+	e    *Engine
+	name string
+	c    *Control
+	w    *walk
+	last time.Time
+	rate int
+	from time.Time // the rate is held over the time since
+	base int64
+}
+
+func (e *Engine) checkpoint(name string, c *Control, w *walk) *checkpoint {
+	return &checkpoint{e: e, name: name, c: c, w: w, last: time.Now(), rate: c.job(name).Rate, from: time.Now(), base: w.seen.Load()}
+}
+
+// at is called after every page: side and cursor say where to go on.
+func (p *checkpoint) at(ctx context.Context, side, cursor string, total int64) error {
+	if p.rate > 0 {
+		done := p.w.seen.Load() - p.base
+		if ahead := time.Duration(float64(done)/float64(p.rate)*float64(time.Second)) - time.Since(p.from); ahead > 0 && !sleep(ctx, ahead) {
+			return ctx.Err()
+		}
+	}
+	p.e.mu.Lock()
+	now := p.e.auth.control
+	p.e.mu.Unlock()
+	if now == nil || now.Epoch != p.c.Epoch || now.job(p.name).State != jobRunning {
+		return errStopped
+	}
+	if rate := now.job(p.name).Rate; rate != p.rate {
+		p.rate, p.from, p.base = rate, time.Now(), p.w.seen.Load()
+	}
+	if time.Since(p.last) < 500*time.Millisecond {
+		return nil
+	}
+	p.last = time.Now()
+	_, err := updateControl(ctx, p.e.flow, func(now *Control) error {
+		j := now.job(p.name)
+		if now.Epoch != p.c.Epoch || j.State != jobRunning || j.Gateway != p.e.opt.Gateway {
+			return errStopped
+		}
+		p.w.into(j)
+		j.Side, j.Cursor, j.Total = side, cursor, max(total, j.Total)
+		return nil
+	})
+	return err
+}
+
+// pageSize is how many sessions a worker takes at a time: large enough that the target is asked in batches, small
+// enough that a pause is obeyed at once and that memory stays flat.
+const pageSize = 2000
+
+// batch is how many of them go into one message to the target. A script of that size holds Redis up for less than a
+// millisecond.
+const batch = 200
+
+// pages calls each with the keys of s, page by page, dealt out in batches to the engine's workers.
+func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each func(ctx context.Context, keys []string) error, after func(page store.Page) error) error {
+	for {
+		page, err := s.Scan(ctx, cursor, pageSize)
+		if err != nil {
+			return err
+		}
+		if err := e.deal(ctx, page.Keys, each); err != nil {
+			return err
+		}
+		if err := after(page); err != nil {
+			return err
+		}
+		if cursor = page.Cursor; cursor == "" {
+			return nil
+		}
+	}
+}
+
+// deal runs each over batches of keys with the engine's workers, and returns the first error.
+func (e *Engine) deal(ctx context.Context, keys []string, each func(ctx context.Context, keys []string) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(e.opt.Workers, (len(keys)+batch-1)/batch) {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				from := int(next.Add(batch)) - batch
+				if from >= len(keys) {
+					return
+				}
+				if err := each(ctx, keys[from:min(from+batch, len(keys))]); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// under runs f under an authority of phase, one batch of a worker: the barrier waits for it like for any operation.
+func (e *Engine) under(ctx context.Context, phases func(Phase) bool, f func(ctx context.Context, a authority) error) error {
+	for try := 0; ; try++ {
+		wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+		a, err := e.enter(wait)
+		cancel()
+		if err != nil {
+			return err
+		}
+		if !a.lease || !phases(a.phase) {
+			e.leave(a, 0)
+			return errStopped
+		}
+		start := time.Now()
+		err = f(ctx, a)
+		var linger time.Duration
+		if errors.Is(err, store.ErrUnknown) {
+			linger = a.times.Bound - time.Since(start)
+		}
+		e.leave(a, linger)
+		if err == nil || !store.Failed(err) && !errors.Is(err, errAgain) || try >= 20 {
+			return err
+		}
+		if !e.backoff(ctx, try) {
+			return err
+		}
+	}
+}
+
+// inspect reads keys in the origin. What is overdue there, or cannot be a session, is nil: absent in the target.
+func (e *Engine) inspect(ctx context.Context, bound time.Duration, keys []string, w *walk) ([]store.Entry, error) {
+	entries := make([]store.Entry, 0, len(keys))
+	now := time.Now()
+	for _, key := range keys {
+		octx, cancel := context.WithTimeout(ctx, bound)
+		rec, err := e.origin.Inspect(octx, key)
+		cancel()
+		switch {
+		case err == nil && rec.Expires.After(now):
+			entries = append(entries, store.Entry{Key: key, Record: &rec})
+		case err == nil:
+			w.overdue.Add(1)
+			entries = append(entries, store.Entry{Key: key})
+		case errors.Is(err, store.ErrAbsent):
+			entries = append(entries, store.Entry{Key: key})
+		case errors.Is(err, store.ErrInvalid):
+			w.failed.Add(1) // a session that the target cannot hold is a session that would be lost: the gates count it
+		default:
+			return nil, err
+		}
+	}
+	return entries, nil
+}
+
+// backfill is the warm-up of dual-write: every session of the origin is added to the target if it is absent there. Its
+// result is never trusted.
+func (e *Engine) backfill(ctx context.Context, c *Control, w *walk) error {
+	total := c.Backfill.Total
+	if total == 0 {
+		total = e.count(ctx, e.origin)
+	}
+	point := e.checkpoint("backfill", c, w)
+	dual := func(p Phase) bool { return p == DualWrite }
+	return e.pages(ctx, e.origin, c.Backfill.Cursor, func(ctx context.Context, keys []string) error {
+		return e.under(ctx, dual, func(ctx context.Context, a authority) error {
+			tally := &walk{}
+			entries, err := e.inspect(ctx, a.times.Bound, keys, tally)
+			if err != nil {
+				return err
+			}
+			live := entries[:0]
+			for _, entry := range entries {
+				if entry.Record != nil {
+					live = append(live, entry)
+				}
+			}
+			e.arrow(ctx, "backfill add", "")
+			stored, err := e.flow.Add(ctx, a.sendEpoch(), live)
+			if err != nil {
+				return err
+			}
+			for _, s := range stored {
+				if s {
+					tally.copied.Add(1)
+				} else {
+					tally.same.Add(1)
+				}
+			}
+			tally.seen.Store(int64(len(keys)))
+			w.add(tally)
+			return nil
+		})
+	}, func(page store.Page) error {
+		return point.at(ctx, "origin", page.Cursor, total)
+	})
+}
+
+func (w *walk) add(t *walk) {
+	w.seen.Add(t.seen.Load())
+	w.copied.Add(t.copied.Load())
+	w.same.Add(t.same.Load())
+	w.overdue.Add(t.overdue.Load())
+	w.failed.Add(t.failed.Load())
+}
+
+// count counts a store's keys, for an estimate: it gives up, and answers 0, where that takes more than two seconds.
+func (e *Engine) count(ctx context.Context, s store.Store) (n int64) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for cursor := ""; ; {
+		page, err := s.Scan(ctx, cursor, 10*pageSize)
+		if err != nil {
+			return 0
+		}
+		if page.Total > 0 {
+			return int64(page.Total)
+		}
+		n += int64(len(page.Keys))
+		if cursor = page.Cursor; cursor == "" {
+			return n
+		}
+	}
+}
+
+// reconcile is the pass of sync whose correctness counts: for every key of the origin and of the target, the origin is
+// read; where the target holds the same and no marker, one script says so, and otherwise the key is written strictly
+// with what the origin holds, absence included.
+func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
+	total := e.count(ctx, e.origin)
+	point := e.checkpoint("reconcile", c, w)
+	strict := func(p Phase) bool { return p.strict() }
+	each := func(ctx context.Context, keys []string, w *walk) error {
+		return e.under(ctx, strict, func(ctx context.Context, a authority) error {
+			tally := &walk{}
+			entries, err := e.inspect(ctx, a.times.Bound, keys, tally)
+			if err != nil {
+				return err
+			}
+			e.arrow(ctx, "reconcile compare", "")
+			same, err := e.flow.Same(ctx, a.sendEpoch(), entries)
+			if err != nil {
+				return err
+			}
+			for i, entry := range entries {
+				if same[i] {
+					tally.same.Add(1)
+					continue
+				}
+				if err := e.reconcileKey(ctx, a, entry.Key); err != nil {
+					return err
+				}
+				tally.copied.Add(1)
+			}
+			tally.seen.Store(int64(len(keys)))
+			w.add(tally)
+			return nil
+		})
+	}
+	if err := e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
+		return each(ctx, keys, w)
+	}, func(page store.Page) error {
+		return point.at(ctx, "origin", page.Cursor, total)
+	}); err != nil {
+		return err
+	}
+	// And what only the target has: a logout that the copies missed.
+	return e.pages(ctx, e.target, "", func(ctx context.Context, keys []string) error {
+		own := make([]string, 0, len(keys))
+		for _, key := range keys {
+			if e.opt.OwnsKey(key) {
+				own = append(own, key)
+			}
+		}
+		extra := &walk{} // they were counted in the origin, but for what is only here
+		err := each(ctx, own, extra)
+		w.copied.Add(extra.copied.Load())
+		return err
+	}, func(page store.Page) error {
+		return point.at(ctx, "target", page.Cursor, total)
+	})
+}
+
+// reconcileKey makes the target hold what the origin holds, under an intent.
+func (e *Engine) reconcileKey(ctx context.Context, a authority, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*a.times.Marker)
+	defer cancel()
+	s, err := e.begin(ctx, a, key)
+	if err != nil {
+		return err
+	}
+	defer s.free()
+	if err := s.readOrigin(ctx); err != nil {
+		s.giveUp(ctx, true) // they differ: readers shall go on asking the origin
+		return err
+	}
+	if err := s.commit(ctx, s.o); err != nil {
+		return fmt.Errorf("%w: %w", errAgain, err)
+	}
+	return nil
+}
+
+// Start resumes the worker of the current phase, Stop pauses it. rate limits it to that many sessions a second; 0
+// leaves the rate as it is, a negative one lifts the limit.
+func (e *Engine) Start(ctx context.Context, rate int) (string, error) {
+	return e.setJob(ctx, jobRunning, rate)
+}
+
+// Stop pauses the worker of the current phase.
+func (e *Engine) Stop(ctx context.Context) (string, error) { return e.setJob(ctx, jobPaused, 0) }
+
+func (e *Engine) setJob(ctx context.Context, state string, rate int) (said string, err error) {
+	_, err = updateControl(ctx, e.flow, func(c *Control) error {
+		name := map[Phase]string{DualWrite: "backfill", Sync: "reconcile"}[c.Phase]
+		if name == "" {
+			return &UsageError{fmt.Sprintf("in phase %s no worker runs: the backfill belongs to dual-write, the reconcile pass to sync", c.Phase)}
+		}
+		j := c.job(name)
+		switch {
+		case rate > 0:
+			j.Rate = rate
+		case rate < 0:
+			j.Rate = 0
+		}
+		said = name + " " + state
+		if j.State == jobDone {
+			said = name + " is done already"
+			return nil
+		}
+		if state == jobRunning && j.State == jobPaused {
+			j.Gateway = "" // whoever comes first
+		}
+		j.State = state
+		return nil
+	})
+	if err == nil {
+		e.renewNowAndWait(ctx)
+	}
+	return said, err
+}

@@ -1,0 +1,433 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sessile/sessile/internal/guard"
+	"github.com/sessile/sessile/store"
+)
+
+// leaseLoop renews this gateway's lease every fifth of it, adopts what the control record says, and does what has to
+// be done when a target or a floor comes back.
+func (e *Engine) leaseLoop() {
+	var failing error
+	for {
+		err := e.renew(e.life)
+		if err == nil {
+			err = e.maintain(e.life)
+		}
+		if err != nil && e.life.Err() == nil && (failing == nil || failing.Error() != err.Error()) {
+			e.log.Warn("the lease in the target could not be renewed", "error", err)
+		} else if err == nil && failing != nil {
+			e.log.Info("the lease in the target is renewed again")
+		}
+		failing = err
+
+		e.mu.Lock()
+		every := e.auth.times.Gateway / 5
+		e.mu.Unlock()
+		t := time.NewTimer(every)
+		select {
+		case <-t.C:
+		case <-e.renewNow:
+		case <-e.life.Done():
+			t.Stop()
+			return
+		}
+		t.Stop()
+	}
+}
+
+// renew asks for the lease once. The control record that comes with the answer is adopted.
+func (e *Engine) renew(ctx context.Context) error {
+	e.mu.Lock()
+	times, known := e.auth.times, e.auth.control
+	e.mu.Unlock()
+	if known == nil {
+		// A lease is for gateways of a workflow: look first whether there is one.
+		c, err := e.control(ctx, times)
+		if err != nil || c == nil {
+			return err
+		}
+		times = c.Times
+	}
+	for range 3 { // a reconnect in the middle makes the answer worthless; then ask again at once
+		asked, generation := time.Now(), e.target.Generation()
+		ask, cancel := context.WithTimeout(ctx, times.Gateway/2)
+		b, err := e.flow.Renew(ask, e.opt.Gateway, e.report().encode(), times.Gateway)
+		cancel()
+		if err != nil {
+			return err
+		}
+		c, err := parseControl(b)
+		if err != nil {
+			return err
+		}
+		if e.target.Generation() != generation {
+			continue
+		}
+		return e.judge(ctx, c, asked, generation)
+	}
+	return fmt.Errorf("%w: the connection to the target does not last", store.ErrUnavailable)
+}
+
+func (e *Engine) control(ctx context.Context, t Times) (*Control, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.Gateway/2)
+	defer cancel()
+	return readControl(ctx, e.flow)
+}
+
+// judge decides whether what the target just said comes from the target that this gateway knows, and adopts it then.
+func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generation uint64) error {
+	e.mu.Lock()
+	known, verified := e.auth.control, e.auth.generation == generation
+	e.mu.Unlock()
+	if known != nil && known.Purged {
+		return nil // the move is over: the target is a store like any other
+	}
+	older := c == nil || known != nil && c.Epoch < known.Epoch
+	if !older && !verified && !c.Purged {
+		ask, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)
+		defer cancel()
+		instance, err := e.target.Instance(ask)
+		if err != nil {
+			return err
+		}
+		if instance != c.Instance {
+			if err := e.vouch(ask, c, instance); err != nil {
+				return e.otherMemory(ctx, c, err)
+			}
+			c.Instance = instance
+		}
+	}
+	if older {
+		if c == nil && known != nil && known.Cancelled {
+			e.mu.Lock()
+			e.auth.control, e.auth.leaseUntil, e.auth.times = nil, time.Time{}, e.opt.Times
+			e.wake()
+			e.mu.Unlock()
+			e.log.Info("the workflow was cancelled")
+			return e.flow.DropLease(ctx, e.opt.Gateway)
+		}
+		if c == nil && known == nil {
+			return nil
+		}
+		return e.otherMemory(ctx, c, errors.New("the control record is missing or older than the one that this gateway knows"))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := &e.auth
+	if !s.hasLease(asked, generation) {
+		s.leaseSince = asked
+	}
+	s.leaseUntil, s.generation = asked.Add(c.Times.Gateway), generation
+	e.adopt(c)
+	return nil
+}
+
+// adopt makes c what new operations go by. Callers hold mu.
+func (e *Engine) adopt(c *Control) {
+	s := &e.auth
+	old := s.control
+	s.control, s.times = c, c.Times
+	s.lostSince = time.Time{}
+	if old == nil || old.Epoch != c.Epoch || old.Phase != c.Phase {
+		e.log.Info("adopted", "phase", c.Phase.String(), "epoch", c.Epoch)
+		e.renewSoon() // to report it
+		if s.mark.Identity != c.Identity {
+			// Perhaps it was given one a moment ago, by the `create` that this record comes from: look now.
+			select {
+			case e.markNow <- struct{}{}:
+			default:
+			}
+		}
+	}
+	if c.Phase != DualWrite {
+		e.copies.drop()
+	}
+	e.checkIdentity()
+	e.wake()
+}
+
+// report says how far this gateway is.
+func (e *Engine) report() report {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := report{Identity: e.auth.mark.Identity, LocksO: 0}
+	for _, l := range e.locks {
+		switch {
+		case l.origin && !l.target:
+			r.LocksO++
+		case l.target && !l.origin:
+			r.LocksN++
+		}
+	}
+	if c := e.auth.control; c != nil {
+		r.Instance = c.Instance
+		for epoch, n := range e.running {
+			if epoch < c.Epoch {
+				r.Running += n
+			}
+		}
+		if r.Running == 0 || !guard.On(guard.Drain) {
+			e.auth.drained = c.Epoch
+		}
+		r.Adopted = e.auth.drained
+	}
+	return r
+}
+
+// vouch checks, for a target that runs under another id, that nothing of what this gateway had acknowledged is
+// missing, and then writes the new id into the control record. A run id that changed is no loss by itself: Redis may
+// come back from its disk with everything, or without the last second.
+func (e *Engine) vouch(ctx context.Context, c *Control, instance string) error {
+	e.mu.Lock()
+	known := e.auth.control
+	e.mu.Unlock()
+	if known == nil {
+		return errors.New("the target was restarted, and this gateway was not there to know whether it lost anything")
+	}
+	if c.Epoch != known.Epoch {
+		return errors.New("the target was restarted during a step")
+	}
+	if fence, err := e.flow.Fence(ctx); err != nil {
+		return err
+	} else if fence == 0 || c.Done && fence < c.Epoch {
+		return errors.New("the target was restarted and its fence is older than its control record")
+	}
+	leases, err := e.flow.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if l.Gateway != e.opt.Gateway && l.Left > -c.Times.Gateway {
+			return fmt.Errorf("the target was restarted while gateway %s served, too", l.Gateway)
+		}
+	}
+	if missing, err := e.recent.missing(ctx, e.flow); err != nil {
+		return err
+	} else if missing > 0 {
+		return fmt.Errorf("the target was restarted and lost at least %d acknowledged writes", missing)
+	}
+	_, err = updateControl(ctx, e.flow, func(c *Control) error {
+		c.Instance = instance
+		c.note(LogEntry{What: "the target was restarted; every acknowledged write is there", By: e.opt.Gateway})
+		return nil
+	})
+	if err == nil {
+		e.log.Info("the target was restarted; every acknowledged write is there")
+	}
+	return err
+}
+
+// otherMemory is PROTOCOL.md 3, "N with another memory": wait one lease, since the target has forgotten to whom it gave
+// one, then let the origin's floor decide, never the phase in an older control record.
+func (e *Engine) otherMemory(ctx context.Context, c *Control, why error) error {
+	e.mu.Lock()
+	s := &e.auth
+	s.leaseUntil = time.Time{}
+	if s.lostSince.IsZero() {
+		s.lostSince = time.Now()
+		e.wake()
+		e.stats.otherMemory.Add(1)
+		e.mu.Unlock()
+		e.alarm("the target has come back with another memory", "why", why)
+		e.mu.Lock()
+	}
+	waited, known, times := time.Since(s.lostSince), s.control, s.times
+	e.mu.Unlock()
+	if known == nil && c != nil {
+		times = c.Times
+	}
+	if waited < times.Gateway {
+		return fmt.Errorf("%w; waiting one lease", why)
+	}
+	e.refreshMark(ctx) // the seal after C
+	e.mu.Lock()
+	mark, err := e.auth.mark, e.auth.markErr
+	e.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("%w; and the origin's seal cannot be read: %w", why, err)
+	}
+	switch mark.Seal.Floor {
+	case store.FloorSync: // retreatIfDue changes the seal, and then:
+		return fmt.Errorf("%w; retreating to the origin", why)
+	case store.FloorRetreat:
+		return e.toDualWrite(ctx, c, DualWrite, "retreat: the target came back with another memory")
+	case store.FloorNone:
+		phase := DualWrite
+		if known == nil && c == nil || known != nil && known.Phase == Off || known == nil && c != nil && c.Phase == Off {
+			phase = Off
+		}
+		return e.toDualWrite(ctx, c, phase, "the target came back with another memory")
+	default:
+		if known != nil && known.Phase == Complete {
+			return fmt.Errorf("%w; in complete there is no other copy: `sessile migrate repair --use target --reason ...` goes on with what the target holds", why)
+		}
+		return fmt.Errorf("%w; the origin may be behind, so a person has to decide: bring the target's data back, or see `sessile migrate repair`", why)
+	}
+}
+
+// toDualWrite makes a control record of phase dual-write (or off) under a new epoch, whatever c, the target's own, says,
+// and finishes that step.
+func (e *Engine) toDualWrite(ctx context.Context, c *Control, phase Phase, why string) error {
+	e.mu.Lock()
+	known, mark, times := e.auth.control, e.auth.mark, e.auth.times
+	e.mu.Unlock()
+	instance, err := e.target.Instance(ctx)
+	if err != nil {
+		return err
+	}
+	next := Control{Format: 1, Workflow: e.opt.Workflow, Times: times, Identity: mark.Identity, Created: time.Now().UTC()}
+	var old []byte
+	if c != nil {
+		next, old = *c, c.raw
+	} else if known != nil {
+		next = *known
+	}
+	epoch := mark.Seal.Epoch
+	if c != nil {
+		epoch = max(epoch, c.Epoch)
+	}
+	if known != nil {
+		epoch = max(epoch, known.Epoch)
+	}
+	next.From, next.Phase, next.Epoch, next.Done = next.Phase, phase, epoch+1, false
+	next.Instance, next.Identity = instance, mark.Identity
+	next.Reconciled, next.Purged, next.Diff = false, false, nil
+	next.Backfill, next.Reconcile = Job{Rate: next.Backfill.Rate}, Job{Rate: next.Reconcile.Rate}
+	next.note(LogEntry{What: "to " + phase.String(), By: e.opt.Gateway, Reason: why})
+	if err := e.flow.SwapControl(ctx, old, next.encode()); err != nil {
+		return err // somebody else was first, or it is found again at the next renewal
+	}
+	e.mu.Lock()
+	e.auth.generation = 0 // verify anew, by the record just written
+	e.auth.control = &next
+	e.renewSoon()
+	e.mu.Unlock()
+	e.alarm("went back to "+phase.String()+" by itself", "why", why, "epoch", next.Epoch)
+	return nil
+}
+
+// maintain does what nobody asked for but the protocol: a retreat is finished, a seal is lowered.
+func (e *Engine) maintain(ctx context.Context) error {
+	e.mu.Lock()
+	c, mark, seen := e.auth.control, e.auth.mark, e.auth.markErr == nil && e.auth.markKnown
+	lease := e.auth.hasLease(time.Now(), e.target.Generation())
+	e.mu.Unlock()
+	if c == nil || !seen || !lease || c.Phase == Complete {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)
+	defer cancel()
+	if mark.Seal.Floor == store.FloorRetreat {
+		fresh, err := readControl(ctx, e.flow)
+		if err != nil || fresh == nil {
+			return err
+		}
+		e.refreshMark(ctx) // C first, then the seal
+		e.mu.Lock()
+		mark = e.auth.mark
+		e.mu.Unlock()
+		if mark.Seal.Floor != store.FloorRetreat {
+			return nil
+		}
+		if fresh.Phase != DualWrite && fresh.Phase != Off || fresh.Epoch <= mark.Seal.Epoch {
+			return e.toDualWrite(ctx, fresh, DualWrite, "retreat: the target could not be reached")
+		}
+		c = fresh
+	}
+	if !c.Done {
+		// A retreat is nobody's command, so nobody else would finish it. Other steps are finished by whoever runs
+		// their command again.
+		if mark.Seal.Floor == store.FloorRetreat || c.Phase <= DualWrite {
+			if done, err := e.finishStep(ctx, c); err != nil || !done {
+				return err
+			}
+			c.Done = true
+		} else {
+			return nil
+		}
+	}
+	if err := e.tickJobs(ctx, c); err != nil {
+		return err
+	}
+	return e.lowerSeal(ctx, c, mark)
+}
+
+// lowerSeal brings the seal down to what the phase of a finished step asks for, by compare-and-set on all of it,
+// keeping its epoch; never while its epoch is above C's, since then a step is pending.
+func (e *Engine) lowerSeal(ctx context.Context, c *Control, mark store.Mark) error {
+	floor := floorOf(c.Phase)
+	if !c.Done || mark.Seal.Epoch > c.Epoch || mark.Seal.Floor == floor {
+		return nil
+	}
+	if floor == store.FloorSync {
+		if mark.Seal.Floor != store.FloorRampDown {
+			return nil // raising is a step's work
+		}
+		if u, err := e.flow.Unsettled(ctx, 0); err != nil || u.Aheads > 0 {
+			return err // the origin is behind as long as something is ahead
+		}
+	} else if floor == store.FloorRampDown {
+		return nil
+	}
+	next := mark
+	next.Seal.Floor = floor
+	err := e.origin.SwapMark(ctx, mark, next)
+	if err == nil {
+		e.log.Info("lowered the origin's seal", "floor", floor.String())
+	}
+	e.refreshMark(ctx)
+	return err
+}
+
+// floorOf is the floor that a settled phase needs.
+func floorOf(p Phase) store.Floor {
+	switch p {
+	case Sync, Live:
+		return store.FloorSync
+	case RampDown, Complete:
+		return store.FloorRampDown
+	}
+	return store.FloorNone
+}
+
+// retreatIfDue changes the seal from sync to retreat when this gateway has held without a lease for long enough. The
+// origin has every acknowledged write, so nobody will notice but the operator.
+func (e *Engine) retreatIfDue(ctx context.Context) {
+	e.mu.Lock()
+	s := &e.auth
+	now := time.Now()
+	due := s.mark.Seal.Floor == store.FloorSync && s.markFresh(now) && !s.hasLease(now, e.target.Generation()) && s.refused == nil
+	if !due {
+		s.holdSince = time.Time{}
+		e.mu.Unlock()
+		return
+	}
+	if s.holdSince.IsZero() {
+		s.holdSince = now
+	}
+	mark := s.mark
+	due = now.Sub(s.holdSince) >= s.times.RetreatAfter
+	bound := s.times.Bound
+	e.mu.Unlock()
+	if !due {
+		return
+	}
+	next := mark
+	next.Seal.Floor = store.FloorRetreat
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	err := e.origin.SwapMark(ctx, mark, next)
+	e.refreshMark(ctx) // if it changed meanwhile, look again
+	if err == nil {
+		e.stats.retreats.Add(1)
+		e.alarm("retreating to the origin: the target cannot be reached")
+	} else if !errors.Is(err, store.ErrConflict) {
+		e.log.Warn("the retreat to the origin could not be written into its seal", "error", err)
+	}
+}

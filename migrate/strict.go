@@ -1,0 +1,334 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sessile/sessile/internal/guard"
+	"github.com/sessile/sessile/store"
+)
+
+// A strict operation works on one session under its own intent.
+type strict struct {
+	e    *Engine
+	a    authority
+	key  string
+	op   store.Op
+	sent time.Time     // before the begin that counts was sent: the bound in the origin and the lease run from here
+	took bool          // the intent took over a dead one: the origin may hold what the dead operation wrote
+	n    store.Version // what the target holds
+	o    *store.Record // what the origin holds, if it was read
+	read bool          // o is known
+	free func()
+}
+
+// begin makes the intent on key. While another operation's marker lives it waits: woken, where that operation is this
+// engine's, and otherwise by asking again, at the latest when that marker is dead.
+func (e *Engine) begin(ctx context.Context, a authority, key string) (*strict, error) {
+	free, err := e.takeTurn(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	s := &strict{e: e, a: a, key: key, op: e.op(a), free: free}
+	for try := 0; ; try++ {
+		e.arrow(ctx, "begin", key)
+		s.sent = time.Now()
+		b, err := e.flow.Begin(ctx, key, s.op)
+		switch {
+		case err == nil && b.Took == store.AheadOf:
+			// Left by ramp-down, and its propagator is dead: the origin has to have it before anything else is written.
+			if err := e.propagate(ctx, a, key, s.op, b.Ahead, s.sent); err != nil {
+				free()
+				return nil, e.again(err)
+			}
+			s.op = e.op(a)
+		case err == nil:
+			s.took, s.n = b.Took == store.Intent, b.Holds
+			return s, nil
+		case errors.Is(err, store.ErrBusy):
+			var busy *store.BusyError
+			errors.As(err, &busy)
+			e.stats.waits.Add(1)
+			if !sleep(ctx, min(busy.Left+time.Millisecond, time.Millisecond<<min(try, 5))) {
+				free()
+				return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+			}
+		default:
+			// Whether or not this begin was executed, nothing has happened to the session: the intent, if it is there,
+			// is ours alone and is settled when it is dead.
+			free()
+			if errors.Is(err, store.ErrUnknown) {
+				e.withdrawSoon(key, s.op)
+			}
+			return nil, e.again(err)
+		}
+	}
+}
+
+// takeTurn queues this engine's strict operations on one session, so that they wake each other instead of polling the
+// target.
+func (e *Engine) takeTurn(ctx context.Context, key string) (free func(), err error) {
+	for {
+		e.mu.Lock()
+		q, taken := e.queues[key]
+		if !taken {
+			mine := make(chan struct{})
+			e.queues[key] = mine
+			e.mu.Unlock()
+			return func() {
+				e.mu.Lock()
+				delete(e.queues, key)
+				e.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		e.mu.Unlock()
+		select {
+		case <-q:
+		case <-ctx.Done():
+			return nil, store.Gone(ctx)
+		}
+	}
+}
+
+// bounded is the context of the operation on the origin: it ends before the marker's lease does.
+func (s *strict) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithDeadline(ctx, s.sent.Add(s.a.times.Bound))
+}
+
+// readOrigin reads what the origin holds under the intent.
+func (s *strict) readOrigin(ctx context.Context) error {
+	s.e.arrow(ctx, "read origin", s.key)
+	octx, cancel := s.bounded(ctx)
+	defer cancel()
+	rec, err := s.e.origin.Inspect(octx, s.key)
+	switch {
+	case err == nil:
+		s.o, s.read = &rec, true
+	case errors.Is(err, store.ErrAbsent):
+		s.o, s.read = nil, true
+	default:
+		return err
+	}
+	return nil
+}
+
+// writeOrigin makes x the origin's value, on condition that it still holds v0: the moment the write happens.
+func (s *strict) writeOrigin(ctx context.Context, x *store.Record, v0 store.Version) error {
+	s.e.arrow(ctx, "write", s.key)
+	octx, cancel := s.bounded(ctx)
+	defer cancel()
+	cond := store.IfVersion(v0)
+	s.e.written.note(s.key)
+	if x == nil {
+		_, err := s.e.origin.Delete(octx, s.key, cond)
+		return err
+	}
+	return s.e.origin.Save(octx, s.key, *x, cond)
+}
+
+// commit makes x the target's value and removes the intent. A commit that fails does not undo the write: it happened
+// in the origin, the intent sends readers there, and the sweep settles it.
+func (s *strict) commit(ctx context.Context, x *store.Record) error {
+	s.e.arrow(ctx, "commit", s.key)
+	// The client's patience may be over, but the session is better settled now than by the sweep.
+	cctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), s.sent.Add(s.a.times.Marker))
+	defer cancel()
+	var err error
+	if guard.On(guard.Commit) {
+		err = s.e.flow.Commit(cctx, s.key, s.op, x)
+	} else {
+		_, err = s.e.flow.SaveLast(cctx, s.key, s.a.sendEpoch(), x, store.Always)
+	}
+	s.e.remember(s.a, s.key, x)
+	if err != nil {
+		s.e.stats.commitsFailed.Add(1)
+	}
+	return err
+}
+
+// answer is the look before a write is answered.
+func (s *strict) answer() error {
+	if time.Since(s.sent) >= s.a.times.Marker || !s.e.look(s.a) {
+		return errGap
+	}
+	return nil
+}
+
+// giveUp ends an operation that certainly changed nothing. The intent is removed where begin found no marker; where it
+// took over a dead one, or the stores were seen to differ, it stays and sends readers to the origin until a sweep has
+// looked what the origin holds.
+func (s *strict) giveUp(ctx context.Context, differ bool) {
+	if s.took || differ {
+		return
+	}
+	s.e.arrow(ctx, "withdraw", s.key)
+	cctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), s.sent.Add(s.a.times.Marker))
+	defer cancel()
+	_ = s.e.flow.Withdraw(cctx, s.key, s.op) // otherwise the sweep settles it
+}
+
+// strictWrite is the write of sync and live: begin in the target, write in the origin, commit in the target.
+func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *store.Record, cond store.Condition) (existed bool, err error) {
+	s, err := e.begin(ctx, a, key)
+	if err != nil {
+		return false, err
+	}
+	defer s.free()
+	v0 := s.n
+	if !a.reconciled || s.took {
+		// What the target holds is no guide to what the origin holds.
+		if err := s.readOrigin(ctx); err != nil {
+			s.giveUp(ctx, false)
+			return false, notDone(err)
+		}
+		v0 = s.o.Version()
+	}
+	for try := 0; ; try++ {
+		if !cond.Holds(v0) {
+			s.giveUp(ctx, try > 0)
+			return v0 != store.Absent, store.ErrConflict
+		}
+		err := s.writeOrigin(ctx, x, v0)
+		switch {
+		case err == nil:
+			_ = s.commit(ctx, x) // acknowledged all the same, after the look
+			return v0 != store.Absent, s.answer()
+		case errors.Is(err, store.ErrConflict) && try < 4:
+			// Somebody else wrote. Where one side is absent it may only have been expiry or a collector.
+			was := v0
+			if err := s.readOrigin(ctx); err != nil {
+				return false, notDone(err)
+			}
+			if v0 = s.o.Version(); v0 == was {
+				continue
+			}
+			if s.o != nil && was != store.Absent {
+				e.stats.foreignWrites.Add(1)
+				e.log.Warn("somebody else wrote to the origin: is every application server behind the gateway?", "session", e.hash(key))
+			}
+		case store.OutcomeOf(err) == store.OutcomeUnknown:
+			return false, err // the intent stays
+		default:
+			s.giveUp(ctx, try > 0)
+			return false, notDone(err)
+		}
+	}
+}
+
+// notDone makes sure that a failure before the write is not taken for one of the write.
+func notDone(err error) error {
+	if store.OutcomeOf(err) == store.OutcomeUnknown {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, errors.New(err.Error()))
+	}
+	if errors.Is(err, store.ErrConflict) {
+		return fmt.Errorf("%w: the origin changes under every write", store.ErrUnavailable)
+	}
+	return err
+}
+
+// escalate is a touch that met the session in one store only: a strict write of the value as it is under the intent.
+// The origin decides what that is, except in live where begin found no marker: there the target answers reads, and what
+// the origin lacks went by its collector, which never propagates.
+func (e *Engine) escalate(ctx context.Context, a authority, key string, expires time.Time) error {
+	s, err := e.begin(ctx, a, key)
+	if err != nil {
+		return err
+	}
+	defer s.free()
+	if err := s.readOrigin(ctx); err != nil {
+		s.giveUp(ctx, false)
+		return notDone(err)
+	}
+	x := s.o
+	if a.phase == Live && !s.took && a.reconciled {
+		n, _, err := e.flow.LoadMarked(ctx, key)
+		if err != nil {
+			s.giveUp(ctx, false)
+			return e.again(err)
+		}
+		if n == nil {
+			s.giveUp(ctx, false)
+			if !e.look(a) {
+				return errAgain
+			}
+			return store.ErrAbsent
+		}
+		x = n
+	}
+	if x != nil {
+		x.Expires = expires
+		if s.o == nil {
+			if err := s.writeOrigin(ctx, x, store.Absent); err != nil {
+				if store.OutcomeOf(err) != store.OutcomeUnknown {
+					s.giveUp(ctx, errors.Is(err, store.ErrConflict))
+				}
+				return err
+			}
+		}
+	}
+	_ = s.commit(ctx, x)
+	if err := s.answer(); err != nil {
+		return err
+	}
+	if x == nil {
+		return store.ErrAbsent
+	}
+	return nil
+}
+
+// settle takes over what is dead on key, if anything is, and brings it to an end. It answers store.ErrBusy where the
+// marker lives, and nil where there is none.
+func (e *Engine) settle(ctx context.Context, a authority, key string) error {
+	free, err := e.takeTurn(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer free()
+	s := &strict{e: e, a: a, key: key, op: e.op(a)}
+	e.arrow(ctx, "settle", key)
+	s.sent = time.Now()
+	b, err := e.flow.Settle(ctx, key, s.op)
+	switch {
+	case errors.Is(err, store.ErrAbsent):
+		return nil
+	case err != nil:
+		return err
+	case b.Took == store.AheadOf:
+		return e.propagate(ctx, a, key, s.op, b.Ahead, s.sent)
+	}
+	s.took = true
+	if err := s.readOrigin(ctx); err != nil {
+		return err
+	}
+	e.stats.settled.Add(1)
+	return s.commit(ctx, s.o)
+}
+
+// withdrawSoon removes an intent that may or may not have been made, so that nobody waits for it to die.
+func (e *Engine) withdrawSoon(key string, op store.Op) {
+	e.spawn(func() {
+		ctx, cancel := context.WithTimeout(e.life, op.Lease)
+		defer cancel()
+		_ = e.flow.Withdraw(ctx, key, op) // dead in a moment anyway
+	})
+}
+
+// unguardedWrite is what people write by hand: both stores, one after the other. Only a test that shows what the intent
+// is for gets here.
+func (e *Engine) unguardedWrite(ctx context.Context, a authority, key string, x *store.Record, cond store.Condition) (existed bool, err error) {
+	e.arrow(ctx, "write", key)
+	if x == nil {
+		existed, err = e.origin.Delete(ctx, key, cond)
+	} else {
+		existed, err = true, e.origin.Save(ctx, key, *x, cond)
+	}
+	if err != nil {
+		return existed, err
+	}
+	e.arrow(ctx, "commit", key)
+	_ = e.flow.Copy(ctx, key, a.sendEpoch(), x)
+	return existed, nil
+}
