@@ -1,0 +1,272 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// locks orders those who want the application's lock on a session. The lock itself lies in the store. Of the waiters of
+// one session in this process only the first asks the store, and not before the connection of ours that holds the lock
+// has released it: the others are woken in the order in which they came.
+type locks struct {
+	expire func() // counts
+
+	waiting, held atomic.Int64
+
+	mu     sync.Mutex // guards queues; never held across a store call
+	queues map[string]*queue
+}
+
+type queue struct {
+	asking  bool      // somebody has the turn
+	holder  *heldLock // the lock that a connection of ours took; nil if none
+	waiters []chan struct{}
+}
+
+// heldLock is a lock that was taken through us and is neither released nor over.
+type heldLock struct {
+	token string
+	conn  *conn // whose end ends the lock, because no life was asked for; else nil
+	by    *conn
+	timer *time.Timer
+}
+
+func newLocks(expire func()) *locks {
+	return &locks{expire: expire, queues: map[string]*queue{}}
+}
+
+// turn waits until nobody of ours holds the lock on id or is before c in asking for it; then c has the turn, and ends
+// it with took or with pass. It reports false at the end of ctx, and at once where c itself holds the lock: on that
+// connection nobody could release it.
+func (l *locks) turn(ctx context.Context, id string, c *conn) bool {
+	l.mu.Lock()
+	q := l.queues[id]
+	if q == nil {
+		q = &queue{}
+		l.queues[id] = q
+	}
+	if q.holder != nil && q.holder.by == c {
+		l.mu.Unlock()
+		return false
+	}
+	if !q.asking && q.holder == nil { // then nobody waits either
+		q.asking = true
+		l.mu.Unlock()
+		return true
+	}
+	ready := make(chan struct{})
+	q.waiters = append(q.waiters, ready)
+	l.mu.Unlock()
+
+	l.waiting.Add(1)
+	defer l.waiting.Add(-1)
+	select {
+	case <-ready:
+		return true
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	for i, w := range q.waiters {
+		if w == ready {
+			q.waiters = append(q.waiters[:i], q.waiters[i+1:]...)
+			l.mu.Unlock()
+			return false
+		}
+	}
+	l.mu.Unlock()
+	l.pass(id) // the turn came at the same moment
+	return false
+}
+
+// pass gives the turn to the next.
+func (l *locks) pass(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.queues[id]
+	q.asking = false
+	l.next(id, q)
+}
+
+// next hands on the turn, which is free. Callers hold mu.
+func (l *locks) next(id string, q *queue) {
+	if len(q.waiters) == 0 {
+		delete(l.queues, id)
+		return
+	}
+	q.asking = true
+	close(q.waiters[0])
+	q.waiters = q.waiters[1:]
+}
+
+// took ends the turn: the store gave c the lock for life. With bound, it ends with the connection too.
+func (l *locks) took(id, token string, life time.Duration, c *conn, bound bool) {
+	h := &heldLock{token: token, by: c}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if bound {
+		h.conn = c
+		c.bound = append(slices.DeleteFunc(c.bound, func(id string) bool {
+			q := l.queues[id] // others may have released it
+			return q == nil || q.holder == nil || q.holder.conn != c
+		}), id)
+	}
+	q := l.queues[id]
+	q.asking, q.holder = false, h
+	h.timer = time.AfterFunc(life, func() {
+		if l.drop(id, h) {
+			l.expire()
+		}
+	})
+	l.held.Add(1)
+}
+
+// released notes that the lock that token had on id is gone from the store.
+func (l *locks) released(id, token string) {
+	l.mu.Lock()
+	q := l.queues[id]
+	var h *heldLock
+	if q != nil && q.holder != nil && q.holder.token == token {
+		h = q.holder
+	}
+	l.mu.Unlock()
+	l.drop(id, h)
+}
+
+// drop removes h if it is still there, and wakes the next.
+func (l *locks) drop(id string, h *heldLock) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.queues[id]
+	if h == nil || q == nil || q.holder != h {
+		return false
+	}
+	h.timer.Stop()
+	q.holder = nil
+	l.held.Add(-1)
+	l.next(id, q)
+	return true
+}
+
+// boundTo returns the token of the lock on id if it is to end with c.
+func (l *locks) boundTo(id string, c *conn) (token string, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.queues[id]; q != nil && q.holder != nil && q.holder.conn == c {
+		return q.holder.token, true
+	}
+	return "", false
+}
+
+// holder says who holds the lock on id; nobody is ErrAbsent.
+func (s *Server) holder(c *conn, id string) (token string, left time.Duration, err error) {
+	token, err = read(s, c, func(ctx context.Context) (token string, err error) {
+		if token, left, err = s.site.Store.LockHolder(ctx, id); err == nil && token == "" {
+			err = store.ErrAbsent
+		}
+		return token, err
+	})
+	return token, left, err
+}
+
+// lock takes the lock on id for token; false: somebody else has it. life is what the client asked for, 0 for no end.
+func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, error) {
+	if !s.site.Store.Capabilities().Lock {
+		return false, errors.ErrUnsupported
+	}
+	bound := life == 0
+	if life = min(life, s.site.LockLife); bound {
+		life = s.site.LockLife
+	}
+	c.flush()
+	ctx, cancel := context.WithTimeout(s.ctx, s.site.LockWait)
+	defer cancel()
+	stop := c.watch(cancel)
+	if !s.locks.turn(ctx, id, c) {
+		stop()
+		return false, nil
+	}
+	took := false
+	defer func() {
+		if !took {
+			s.locks.pass(id)
+		}
+	}()
+	err := s.site.Store.Lock(ctx, id, token, life)
+	for pause := firstPause; unavailable(err) && sleep(ctx, pause); pause = min(2*pause, lastPause) {
+		err = s.site.Store.Lock(ctx, id, token, life)
+	}
+	switch left := stop(); {
+	case err == nil && !left:
+		took = true
+		s.locks.took(id, token, life, c, bound)
+		return true, nil
+	case err == nil || store.OutcomeOf(err) == store.OutcomeUnknown:
+		// Nobody waits for it any more, or nobody knows of it: it must not stand until its end.
+		ctx, cancel := context.WithTimeout(s.ctx, s.site.Limits.Command)
+		defer cancel()
+		_, _ = s.site.Store.Unlock(ctx, id, token)
+	case errors.Is(err, store.ErrLocked):
+		err = nil
+	}
+	return false, err
+}
+
+func (s *Server) unlock(c *conn, id, token string) (held bool, err error) {
+	err = s.wait(c, func(ctx context.Context) (err error) {
+		held, err = s.site.Store.Unlock(ctx, id, token)
+		return err
+	}, unavailable)
+	if !unavailable(err) {
+		s.locks.released(id, token) // where nobody knows, the next one asks the store
+	}
+	return held, err
+}
+
+// release is EVAL and EVALSHA.
+func (s *Server) release(c *conn, r *request, res *result) {
+	var ok bool
+	if r.cmd.name == "EVALSHA" {
+		if r.orNull, ok = s.scripts.get(r.data); !ok {
+			res.err = errNoScript
+			return
+		}
+	} else {
+		if r.orNull, ok = isRelease(r.data); !ok {
+			res.err = errScript
+			return
+		}
+		s.scripts.add(r.data, r.orNull)
+	}
+	switch {
+	case len(r.keys) == 0:
+		res.err = errScript
+	case r.keys[0].err != nil:
+		res.err = r.keys[0].err
+	case !r.keys[0].lock:
+		res.err = errScript
+	default:
+		var held bool
+		if held, res.err = s.unlock(c, r.keys[0].id, r.token); held {
+			res.n = 1
+		}
+	}
+}
+
+// endLocks releases the locks that were to end with c.
+func (s *Server) endLocks(c *conn) {
+	for _, id := range c.bound {
+		if token, ok := s.locks.boundTo(id, c); ok {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), s.site.Limits.Command)
+			if _, err := s.site.Store.Unlock(ctx, id, token); err == nil {
+				s.locks.released(id, token)
+			}
+			cancel()
+		}
+	}
+}
