@@ -157,6 +157,9 @@ func (s *RedisServer) Try(args ...string) (any, error) {
 	return respCall("unix", s.Socket, s.user, s.password, args)
 }
 
+// Data is the folder of the server's data files.
+func (s *RedisServer) Data() string { return s.dataDir() }
+
 func (s *RedisServer) dataDir() string  { return filepath.Join(s.dir, "data") }
 func (s *RedisServer) confPath() string { return filepath.Join(s.dir, "redis.conf") }
 
