@@ -127,7 +127,9 @@ func (s *Server) load(c *conn, k key) (rec store.Record, err error) {
 		c.reads.note(k.id, began)
 		if s.site.SlidingWithoutTTL && s.touches.due(k.id, rec.Expires, time.Now()) {
 			// The session was read; that its deadline did not move is no reason to say otherwise.
-			_ = s.site.Store.Touch(s.ctx, k.id, time.Now().Add(s.site.Lifetime))
+			ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+			_ = s.site.Store.Touch(ctx, k.id, time.Now().Add(s.site.Lifetime))
+			cancel()
 		}
 	case errors.Is(err, store.ErrAbsent):
 		c.reads.forget(k.id)

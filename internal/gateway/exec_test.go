@@ -419,7 +419,7 @@ func TestStoreWithoutConditions(t *testing.T) {
 func TestAgainstAModel(t *testing.T) {
 	const conns, ops, ids = 8, 1500, 3
 	st := newScripted()
-	gw := start(t, Site{Store: st, Hold: time.Nanosecond})
+	gw := start(t, Site{Store: st, Hold: 2 * time.Millisecond})
 	fail := func(p float64) func(string, string) error {
 		return func(op, _ string) error {
 			switch f := rand.Float64(); {

@@ -184,9 +184,11 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 		life = s.site.LockLife
 	}
 	c.flush()
-	ctx, cancel := context.WithTimeout(s.ctx, s.site.LockWait)
+	here, leave := context.WithCancel(s.ctx) // as long as the client is
+	defer leave()
+	ctx, cancel := context.WithTimeout(here, s.site.LockWait)
 	defer cancel()
-	stop := c.watch(cancel)
+	stop := c.watch(leave)
 	if !s.locks.turn(ctx, id, c) {
 		stop()
 		return false, nil
@@ -198,8 +200,14 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 		}
 	}()
 	err := s.site.Store.Lock(ctx, id, token, life)
-	for pause := firstPause; unavailable(err) && sleep(ctx, pause); pause = min(2*pause, lastPause) {
-		err = s.site.Store.Lock(ctx, id, token, life)
+	if unavailable(err) && s.site.Hold > 0 {
+		// That the store is away is not that somebody else has the lock: it is waited for as with any command.
+		s.count.held.Add(1)
+		hold, cancel := context.WithTimeout(here, s.site.Hold)
+		defer cancel()
+		for pause := firstPause; unavailable(err) && sleep(hold, pause); pause = min(2*pause, lastPause) {
+			err = s.site.Store.Lock(hold, id, token, life)
+		}
 	}
 	switch left := stop(); {
 	case err == nil && !left:

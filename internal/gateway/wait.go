@@ -12,16 +12,26 @@ import (
 
 const firstPause, lastPause = 5 * time.Millisecond, 250 * time.Millisecond
 
+// patienceOf is how long a store may take over a command: Hold, and 2 s where nothing is to be held.
+func patienceOf(hold time.Duration) time.Duration {
+	if hold < 0 {
+		return 2 * time.Second
+	}
+	return hold
+}
+
 // wait runs f until the store answers, for at most Hold. again says which errors may be tried once more.
 func (s *Server) wait(c *conn, f func(ctx context.Context) error, again func(error) bool) error {
-	err := f(s.ctx)
+	// A store may hold an operation by itself, as the engine does while the target is away: it, too, does so for as
+	// long as we say.
+	ctx, cancel := context.WithTimeout(s.ctx, patienceOf(s.site.Hold))
+	defer cancel()
+	err := f(ctx)
 	if err == nil || !again(err) || errors.Is(err, errors.ErrUnsupported) || s.site.Hold < 0 {
 		return err
 	}
 	s.count.held.Add(1)
 	c.flush() // earlier replies do not wait with this one
-	ctx, cancel := context.WithTimeout(s.ctx, s.site.Hold)
-	defer cancel()
 	for pause := firstPause; again(err) && sleep(ctx, pause); pause = min(2*pause, lastPause) {
 		err = f(ctx)
 	}
