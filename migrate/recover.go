@@ -19,6 +19,9 @@ func (e *Engine) leaseLoop() {
 		if err == nil {
 			err = e.maintain(e.life)
 		}
+		if waits := (*waitError)(nil); errors.As(err, &waits) {
+			err = nil // a step that is not done yet is no failure
+		}
 		if err != nil && e.life.Err() == nil && (failing == nil || failing.Error() != err.Error()) {
 			e.log.Warn("the lease in the target could not be renewed", "error", err)
 		} else if err == nil && failing != nil {

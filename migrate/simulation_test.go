@@ -32,8 +32,7 @@ type run struct {
 	history map[string][]porcupine.Operation
 	story   []string
 
-	faults    faults
-	lateUntil time.Duration
+	faults faults
 }
 
 // faults are probabilities per call.

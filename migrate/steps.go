@@ -229,7 +229,7 @@ func (e *Engine) Complete(ctx context.Context, opt StepOptions) error {
 		}
 	}
 	if !c.Purged {
-		if c, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
+		if _, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
 			return err
 		}
 		if err := e.flow.Purge(ctx); err != nil {

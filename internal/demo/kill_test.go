@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/sessile/sessile/internal/gateway"
+	"github.com/sessile/sessile/internal/testserver"
 	"github.com/sessile/sessile/migrate"
 	"github.com/sessile/sessile/store/file"
 	"github.com/sessile/sessile/store/redis"
@@ -130,9 +131,7 @@ func TestGatewayKilledAtEveryArrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.close()
-	if w.redis == "" {
-		t.Skip("skipped for want of redis-server")
-	}
+	testserver.Need(t, "redis-server", w.redis != "")
 	w.traffic.pace = 5 * time.Millisecond
 	port, err := freePort()
 	if err != nil {
