@@ -213,7 +213,7 @@ func (w *world) findTarget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.name = fmt.Sprintf("redis-server %s (%s, started privately)", info["redis_version"], path)
+	w.name = fmt.Sprintf("redis-server %s (%s, private)", info["redis_version"], path)
 	w.target = s
 	return nil
 }
@@ -326,7 +326,7 @@ func (w *world) show(ctx context.Context) error {
 	if err := w.startGateway(); err != nil {
 		return err
 	}
-	enter("off", "the gateway serves the same files; half of the servers still use them directly")
+	enter("off", "the gateway serves the same files; half of the servers join it")
 	half := client(w.addr)
 	w.through(func(worker int) handler {
 		if worker/10%2 == 0 {
@@ -361,7 +361,7 @@ func (w *world) show(ctx context.Context) error {
 		{migrate.DualWrite, true, 2 * time.Second, "the files answer; Redis gets copies that nobody trusts yet"},
 		{migrate.Sync, true, 2 * time.Second, "every write reaches both; the reconcile pass makes them equal"},
 		{migrate.Live, true, 2500 * time.Millisecond, "Redis answers; every write still reaches both"},
-		{migrate.DualWrite, false, 1500 * time.Millisecond, "somebody had second thoughts: all the way back, with everybody logged in"},
+		{migrate.DualWrite, false, 1500 * time.Millisecond, "second thoughts: all the way back, with everybody logged in"},
 		{migrate.RampDown, true, 3 * time.Second, "on again: Redis answers and decides, the files follow"},
 	} {
 		at := *w.traffic.phase.Load()
@@ -444,7 +444,7 @@ func (w *world) note(ctx context.Context) {
 // plainRedis measures the same pages on Redis directly, on sessions of their own that are removed again: before the
 // move, since create refuses a target that holds sessions already.
 func (w *world) plainRedis(ctx context.Context, enter func(string, string, ...any), stay func(time.Duration) error) error {
-	enter("plain Redis", "for comparison: the same pages with phpredis, on a Redis of their own")
+	enter("plain Redis", "for comparison: the same pages, with phpredis straight to Redis")
 	t := &traffic{rec: recorder.New(), pace: w.traffic.pace, times: map[string][]float64{}}
 	phase := "plain Redis"
 	t.phase.Store(&phase)
