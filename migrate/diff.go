@@ -253,14 +253,14 @@ type Foreign struct {
 // foreignWriters watches the origin for a while: what changes there, and no gateway wrote, somebody else wrote.
 func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Foreign, err error) {
 	f.Window = window
+	// A session is two numbers here, so that ten million fit into memory.
 	type state struct {
-		version store.Version
-		expires time.Time
+		is      uint64 // a hash of version and deadline
+		expires int64  // in ms
 	}
 	var mu sync.Mutex // guards what the workers fill
-	snapshot := func() (map[string]state, error) {
-		all := map[string]state{}
-		err := e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
+	look := func(each func(key string, now state)) error {
+		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
 			for _, key := range keys {
 				rec, err := e.origin.Inspect(ctx, key)
 				if errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid) {
@@ -269,50 +269,44 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 				if err != nil {
 					return err
 				}
+				is := sessionHash(string(rec.Version()) + rec.Expires.String())
 				mu.Lock()
-				all[key] = state{rec.Version(), rec.Expires}
+				each(key, state{is, rec.Expires.UnixMilli()})
 				mu.Unlock()
 			}
 			return nil
 		}, func(store.Page) error { return ctx.Err() })
-		return all, err
 	}
 	start := time.Now().Add(-e.opt.Times.Bound)
-	before, err := snapshot()
-	if err != nil {
+	before := map[uint64]state{}
+	if err := look(func(key string, now state) { before[sessionHash(key)] = now }); err != nil {
 		return f, err
 	}
 	if !sleep(ctx, window) {
 		return f, ctx.Err()
 	}
-	after, err := snapshot()
-	if err != nil {
+	blame := func(session uint64, other *int) {
+		switch wrote, sure := e.written.since(session, start); {
+		case wrote:
+		case !sure:
+			f.Unknown++
+		default:
+			*other++
+		}
+	}
+	if err := look(func(key string, now state) {
+		f.Watched++
+		session := sessionHash(key)
+		if was, known := before[session]; !known || was != now {
+			blame(session, &f.Changed)
+		}
+		delete(before, session)
+	}); err != nil {
 		return f, err
 	}
-	f.Watched = len(after)
-	for key, now := range after {
-		was, known := before[key]
-		if known && was == now {
-			continue
-		}
-		switch wrote, sure := e.written.since(key, start); {
-		case wrote:
-		case !sure:
-			f.Unknown++
-		default:
-			f.Changed++
-		}
-	}
-	for key, was := range before {
-		if _, there := after[key]; there || !was.expires.After(time.Now()) {
-			continue
-		}
-		switch wrote, sure := e.written.since(key, start); {
-		case wrote:
-		case !sure:
-			f.Unknown++
-		default:
-			f.Vanished++
+	for session, was := range before {
+		if was.expires > time.Now().UnixMilli() { // what is overdue a collector may take
+			blame(session, &f.Vanished)
 		}
 	}
 	return f, nil

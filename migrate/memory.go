@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"hash/maphash"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -112,14 +113,19 @@ func (r *recentWrites) missing(ctx context.Context, flow store.Workflow) (missin
 // ownWrites remembers when this gateway wrote which session in the origin, so that a sweep can tell foreign writers.
 type ownWrites struct {
 	mu   sync.Mutex // guards what follows
-	at   map[string]time.Time
+	at   map[uint64]time.Time
 	full time.Time // when something had to be forgotten
 }
 
-// ownWritesLimit bounds the memory: at about 100 bytes each, 20 MB.
-const ownWritesLimit = 200_000
+// ownWritesLimit bounds the memory: at about 60 bytes each, 30 MB.
+const ownWritesLimit = 500_000
 
-func newOwnWrites() *ownWrites { return &ownWrites{at: map[string]time.Time{}} }
+func newOwnWrites() *ownWrites { return &ownWrites{at: map[uint64]time.Time{}} }
+
+var sessionSeed = maphash.MakeSeed()
+
+// sessionHash stands for a session where its id would take too much room.
+func sessionHash(key string) uint64 { return maphash.String(sessionSeed, key) }
 
 func (w *ownWrites) note(key string) {
 	now := time.Now()
@@ -136,12 +142,12 @@ func (w *ownWrites) note(key string) {
 			w.full = now
 		}
 	}
-	w.at[key] = now
+	w.at[sessionHash(key)] = now
 }
 
-// since reports whether this gateway wrote key after t; known is false where it cannot know.
-func (w *ownWrites) since(key string, t time.Time) (wrote, known bool) {
+// since reports whether this gateway wrote a session after t; known is false where it cannot know.
+func (w *ownWrites) since(session uint64, t time.Time) (wrote, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.at[key].After(t), w.full.Before(t)
+	return w.at[session].After(t), w.full.Before(t)
 }

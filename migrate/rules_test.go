@@ -569,3 +569,71 @@ func TestASettledSessionHasItsValueAndNothingElse(t *testing.T) {
 		}
 	})
 }
+
+func TestForeignWritersAreSeen(t *testing.T) { // race R8
+	for what, tc := range map[string]struct {
+		write func(w *world, g *Engine)
+		want  Foreign
+	}{
+		"nobody":        {func(w *world, g *Engine) {}, Foreign{}},
+		"this gateway":  {func(w *world, g *Engine) { w.save(g, "a", "2"); w.save(g, "n", "1"); w.destroy(g, "b") }, Foreign{}},
+		"a writer":      {func(w *world, _ *Engine) { w.must(w.o.Save(w.ctx(), "a", hour("2"), store.Always)) }, Foreign{Changed: 1}},
+		"a touch":       {func(w *world, _ *Engine) { w.must(w.o.Touch(w.ctx(), "a", time.Now().Add(2*time.Hour))) }, Foreign{Changed: 1}},
+		"a new session": {func(w *world, _ *Engine) { w.must(w.o.Save(w.ctx(), "n", hour("2"), store.Always)) }, Foreign{Changed: 1}},
+		"a logout":      {func(w *world, _ *Engine) { _, _ = w.o.Delete(w.ctx(), "a", store.Always) }, Foreign{Vanished: 1}},
+		"a collector":   {func(w *world, _ *Engine) { w.o.Collect() }, Foreign{}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			simulate(t, func(w *world) {
+				g := w.gateway()
+				w.must(w.o.Save(w.ctx(), "a", hour("1"), store.Always))
+				w.must(w.o.Save(w.ctx(), "b", hour("1"), store.Always))
+				w.must(w.o.Save(w.ctx(), "old", store.Record{Expires: time.Now().Add(time.Second)}, store.Always))
+				time.Sleep(10 * time.Second)
+				w.at(DualWrite)
+				seen := make(chan Foreign, 1)
+				go func() {
+					f, err := g.foreignWriters(w.ctx(), 3*time.Second)
+					w.must(err)
+					seen <- f
+				}()
+				time.Sleep(time.Second)
+				tc.write(w, g)
+				if f := <-seen; f.Changed != tc.want.Changed || f.Vanished != tc.want.Vanished || f.Unknown != 0 {
+					t.Errorf("got %+v, want %+v", f, tc.want)
+				}
+			})
+		})
+	}
+}
+
+func TestAForeignWriterClosesTheGateIntoSync(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.must(w.o.Save(w.ctx(), "k", hour("1"), store.Always))
+		w.at(DualWrite)
+		go func() {
+			for i := range 5 {
+				time.Sleep(time.Second)
+				_ = w.o.Save(w.t.Context(), "k", hour(fmt.Sprint("foreign", i)), store.Always)
+			}
+		}()
+		var closed *GateError
+		if err := g.SwitchTraffic(w.ctx(), Sync, w.opt()); !errors.As(err, &closed) {
+			t.Fatalf("SwitchTraffic: got %v, want a closed gate", err)
+		}
+		for _, gate := range closed.Gates {
+			if gate.Open == (gate.Name == "foreign writers") {
+				t.Errorf("gate %+v", gate)
+			}
+		}
+		var usage *UsageError
+		if err := g.SwitchTraffic(w.ctx(), Sync, StepOptions{Force: true}); !errors.As(err, &usage) {
+			t.Errorf("--force without a reason: got %v", err)
+		}
+		w.must(g.SwitchTraffic(w.ctx(), Sync, StepOptions{Force: true, Reason: "it is a monitor"}))
+		if log := g.Status(w.ctx()).Log; len(log) == 0 || log[len(log)-1].Reason != "it is a monitor" {
+			t.Errorf("the log does not say what was forced: %+v", log)
+		}
+	})
+}
