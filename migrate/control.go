@@ -126,7 +126,7 @@ func (c *Control) note(e LogEntry) {
 }
 
 // errNoWorkflow says that the target has no control record.
-var errNoWorkflow = errors.New("no workflow: run `sessile migrate create` first")
+var errNoWorkflow = &UsageError{"no workflow: run `sessile migrate create` first"}
 
 // readControl returns the control record; nil where there is none.
 func readControl(ctx context.Context, w store.Workflow) (*Control, error) {

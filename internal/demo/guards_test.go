@@ -274,18 +274,30 @@ func (f *badFlow) later(message func(ctx context.Context)) error {
 	return fmt.Errorf("%w: on its way", store.ErrUnknown)
 }
 
+// kept is a copy for a message that is sent when its sender's buffer has another use.
+func kept(rec *store.Record) *store.Record {
+	if rec == nil {
+		return nil
+	}
+	c := *rec
+	c.Data = bytes.Clone(rec.Data)
+	return &c
+}
+
 func (f *badFlow) Commit(ctx context.Context, key string, op store.Op, rec *store.Record) error {
 	if err := f.refused(); err != nil {
 		return err
 	}
-	if err := f.later(func(ctx context.Context) { _ = f.Workflow.Commit(ctx, key, op, rec) }); err != nil {
+	later := kept(rec)
+	if err := f.later(func(ctx context.Context) { _ = f.Workflow.Commit(ctx, key, op, later) }); err != nil {
 		return err
 	}
 	return f.Workflow.Commit(ctx, key, op, rec)
 }
 
 func (f *badFlow) SaveLast(ctx context.Context, key string, epoch uint64, rec *store.Record, c store.Condition) (bool, error) {
-	if err := f.later(func(ctx context.Context) { _, _ = f.Workflow.SaveLast(ctx, key, epoch, rec, c) }); err != nil {
+	later := kept(rec)
+	if err := f.later(func(ctx context.Context) { _, _ = f.Workflow.SaveLast(ctx, key, epoch, later, c) }); err != nil {
 		return false, err
 	}
 	return f.Workflow.SaveLast(ctx, key, epoch, rec, c)

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sessile/sessile/internal/admin"
+)
+
+func (m *moving) start() *cobra.Command {
+	var req admin.Request
+	cmd := &cobra.Command{Use: "start", Short: "Resume the phase's worker (backfill, reconcile), or change its rate"}
+	rate := cmd.Flags().Int("rate", 0, "sessions a second at the most; 0: no limit (default: as it is)")
+	m.leaf(cmd, func(ctx context.Context, _ []string) error {
+		if cmd.Flags().Changed("rate") {
+			if *rate < 0 || *rate > 10_000_000 {
+				return usage("--rate takes 0 (no limit) to 10000000")
+			}
+			if req.Rate = *rate; *rate == 0 {
+				req.Rate = -1
+			}
+		}
+		if err := checkDurations(req); err != nil {
+			return err
+		}
+		return m.do(ctx, "start", req)
+	})
+	return timeoutFlag(cmd, &req)
+}

@@ -1,0 +1,176 @@
+package open
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/sessile/sessile/internal/testserver"
+	"github.com/sessile/sessile/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const secret = "s3cr3t-Pa55"
+
+func TestParseRefuses(t *testing.T) {
+	for raw, want := range map[string]string{
+		"":                              "not a store URL",
+		"127.0.0.1:6379":                "not a store URL",
+		"rediss//h":                     "not a store URL",
+		"reddis://:" + secret + "@h":    `there is no store "reddis"; did you mean redis://?`,
+		"fiel:///x":                     "did you mean file://?",
+		"mysql://" + secret + "@h/d":    "not in this version of sessile: it has file, memory, redis, redis+unix, rediss",
+		"postgres://h/d":                "not in this version",
+		"memcached://h1:11211,h2:11211": "not in this version",
+		"cassandra://h1,h2/k":           "not in this version",
+		"redis-sentinel://s1:26379,s2:26379/master/0": "not in this version",
+		"redis-cluster://n1:6379,n2:6379":             "not in this version",
+		"cached(memcached://h, mysql://h/d)":          "not in this version",
+		"redis://:" + secret + "/x@h":                 "the redis URL cannot be read: in a password write @ as %40",
+		"redis://user@h":                              "a user and no password",
+		"redis://h/zero":                              "number of a database",
+		"redis://h?pasword_file=/x":                   `did you mean "password_file"?`,
+		"file://relative/dir":                         "three slashes",
+		"file:relative":                               "not a store URL",
+	} {
+		_, err := Parse(raw)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Parse(%q): got %v, want an error with %q", raw, err, want)
+		} else if strings.Contains(err.Error(), secret) {
+			t.Errorf("Parse(%q) shows the password: %v", raw, err)
+		}
+	}
+}
+
+func parse(t *testing.T, raw string) URL {
+	t.Helper()
+	u, err := Parse(raw)
+	if err != nil {
+		t.Fatalf("Parse(%q): %v", raw, err)
+	}
+	return u
+}
+
+func TestAURLShowsNoPassword(t *testing.T) {
+	u := parse(t, "redis://user:"+secret+"@h:1/2?prefix=p")
+	b, _ := u.MarshalText()
+	text := fmt.Sprintf("%v %+v %#v %s %+v", u, u, u, b, struct{ Target URL }{u})
+	if strings.Contains(text, secret) || !strings.Contains(text, "redis://h:1/2") {
+		t.Errorf("got %s", text)
+	}
+	if !u.HasPassword() || u.Database() != 2 || u.Param("prefix") != "p" || u.Scheme() != "redis" {
+		t.Errorf("got password %v, database %d, prefix %q, scheme %q", u.HasPassword(), u.Database(), u.Param("prefix"), u.Scheme())
+	}
+}
+
+func TestPlace(t *testing.T) {
+	for _, same := range [][]string{
+		{"redis://127.0.0.1:6379/0", "redis://localhost", "rediss://[::1]:6379", "redis://:pw@127.0.0.1/?prefix=x"},
+		{"redis+unix:///run/redis.sock", "redis+unix:///run//redis.sock?database=0"},
+		{"file:///srv/s?lifetime=1s", "file:///srv/s/"},
+	} {
+		for _, raw := range same[1:] {
+			if a, b := parse(t, same[0]).Place(), parse(t, raw).Place(); a != b {
+				t.Errorf("%s lies at %q, %s at %q; want the same", same[0], a, raw, b)
+			}
+		}
+	}
+	if a, b := parse(t, "redis://h/0").Place(), parse(t, "redis://h/1").Place(); a == b {
+		t.Errorf("two databases lie at one place: %q", a)
+	}
+}
+
+func TestWhatCannotBeAnOrigin(t *testing.T) {
+	_, err := Origin(t.Context(), parse(t, "redis://127.0.0.1:1"), Options{})
+	if err == nil || !strings.Contains(err.Error(), "cannot be an origin") {
+		t.Errorf("got %v", err)
+	}
+	_, err = Target(t.Context(), parse(t, "file://"+t.TempDir()+"?lifetime=1s"), Options{})
+	if err == nil || !strings.Contains(err.Error(), "cannot be a target") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := Target(t.Context(), URL{}, Options{}); err == nil {
+		t.Error("the zero URL opens")
+	}
+}
+
+func TestMemoryIsBoth(t *testing.T) {
+	u := parse(t, "memory://")
+	if _, err := Origin(t.Context(), u, Options{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := Target(t.Context(), u, Options{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := Store(t.Context(), parse(t, "memory://x"), Options{}); err == nil {
+		t.Error("memory://x opens")
+	}
+}
+
+func TestAFileStoreTakesWhatItsURLDoesNotSay(t *testing.T) {
+	dir := t.TempDir()
+	for raw, want := range map[string]time.Duration{"file://" + dir: time.Hour, "file://" + dir + "?lifetime=2h": 2 * time.Hour} {
+		s, err := Origin(t.Context(), parse(t, raw), Options{Lifetime: time.Hour, MaxValue: 100, Bound: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if err := os.WriteFile(dir+"/sess_abc", []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		rec, err := s.Inspect(t.Context(), "abc")
+		if left := time.Until(rec.Expires); err != nil || (left-want).Abs() > time.Minute {
+			t.Errorf("%s: got %v left, %v, want %v", raw, left, err, want)
+		}
+		if _, err := s.Load(t.Context(), strings.Repeat("x", 300)); err == nil {
+			t.Error("a name that no file can have")
+		}
+	}
+	if _, err := Origin(t.Context(), parse(t, "file://"+dir), Options{}); err == nil || !strings.Contains(err.Error(), "lifetime") {
+		t.Errorf("without a lifetime: got %v", err)
+	}
+	if _, err := Origin(t.Context(), parse(t, "file:///nowhere/at/all?lifetime=1s"), Options{}); err == nil || !strings.Contains(err.Error(), "save_path") {
+		t.Errorf("a directory that is not there: got %v", err)
+	}
+}
+
+func TestThePrefixOfARedisTarget(t *testing.T) {
+	r := testserver.Redis(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for raw, want := range map[string]string{r.URL(): "opt:k", r.URL() + "/?prefix=url:": "url:k"} {
+		s, err := Target(ctx, parse(t, raw), Options{Prefix: "opt:"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Save(ctx, "k", store.Record{Data: []byte("x"), Expires: time.Now().Add(time.Minute)}, store.Always); err != nil {
+			t.Error(err)
+		}
+		if got := r.Do("GET", want); got != "x" {
+			t.Errorf("%s: %s holds %v", raw, want, got)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// FuzzParse: no URL makes it panic, and what it takes can be shown.
+func FuzzParse(f *testing.F) {
+	for _, raw := range []string{"redis://u:p@h:1/2?prefix=x", "file:///x?lifetime=1s", "memory://", "cached(a, b)", "redis+unix:///s"} {
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		u, err := Parse(raw)
+		if err != nil {
+			return
+		}
+		_ = fmt.Sprint(u, u.Place(), u.Database(), u.HasPassword(), u.Param("prefix"))
+	})
+}
