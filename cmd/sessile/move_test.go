@@ -52,7 +52,7 @@ func TestTheWholeMove(t *testing.T) {
 		}
 	}
 	reads()
-	d.migrate("switchtraffic").want(t, 1, "", "sessile migrate create")
+	d.migrate("switchtraffic").want(t, 2, "", "sessile migrate create")
 	d.migrate("status").want(t, 0, "none", "")
 	d.migrate("plan").want(t, 0, "300 sessions in the origin", "")
 	if p := isJSON(t, d.migrate("plan", "--json").want(t, 0, "", "")); p["sessions"] != 300.0 || p["target_ok"] != true {
@@ -124,7 +124,7 @@ func TestTheWholeMove(t *testing.T) {
 	if got := r.Do("GET", key); got != "new" {
 		t.Errorf("directly: %q", got)
 	}
-	if text := metrics(t, d); !strings.Contains(text, `sessile_migrate_phase{site="default",phase="complete"} 1`) || !strings.Contains(text, `sessile_command_outcomes_total{site="default",command="GET",outcome="ok"}`) {
+	if text := metrics(t, d); !strings.Contains(text, `sessile_migrate_phase{phase="complete",site="default"} 1`) || !strings.Contains(text, `sessile_command_outcomes_total{command="GET",outcome="ok",site="default"}`) {
 		t.Errorf("metrics: %s", text)
 	}
 	if code := d.stop(syscall.SIGTERM); code != 0 {

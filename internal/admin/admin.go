@@ -105,6 +105,7 @@ type Server struct {
 	token    [sha256.Size]byte
 	log      *slog.Logger
 	http     *http.Server
+	metrics  http.Handler
 	life     context.Context // of commands
 	stop     context.CancelFunc
 	conns    atomic.Int64
@@ -137,6 +138,7 @@ func New(sites []*Site, opt Options) *Server {
 		},
 	}
 	s.http.Protocols.SetHTTP1(true)
+	s.metrics = s.metricsHandler()
 	return s
 }
 
@@ -225,7 +227,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/readyz":
 		s.ready(w, r)
 	case r.URL.Path == "/metrics":
-		s.metrics(w, r)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
+		s.metrics.ServeHTTP(w, r)
 	case r.URL.Path == "/v1/sites":
 		answer(w, http.StatusOK, s.list())
 	case site.Engine == nil:

@@ -22,6 +22,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -281,7 +282,7 @@ func TestAMove(t *testing.T) {
 		}
 		return end
 	}
-	run("switchtraffic", Request{}, 1, "no workflow")
+	run("switchtraffic", Request{}, 2, "no workflow")
 	run("create", Request{DryRun: true}, 0, "would create")
 	run("create", Request{}, 0, "created")
 	run("create", Request{}, 0, "exists")
@@ -457,24 +458,24 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("got %q", header.Get("Content-Type"))
 	}
 	for _, want := range []string{
-		`sessile_build_info{version="v1 \"x\\",go=`,
+		`sessile_build_info{go="` + runtime.Version() + `",version="v1 \"x\\"} 1`,
 		`sessile_ready{site="plain"} 1`,
 		`sessile_gateway_connections{site="shop"} 7`,
 		`sessile_gateway_held_total{site="shop"} 3`,
-		`sessile_command_outcomes_total{site="shop",command="GET",outcome="absent"} 1`,
-		`sessile_command_outcomes_total{site="shop",command="SET",outcome="unknown"} 1`,
-		`sessile_command_seconds_bucket{site="shop",command="GET",le="0.0001"} 1`,
-		`sessile_command_seconds_bucket{site="shop",command="GET",le="0.0005"} 2`,
-		`sessile_command_seconds_bucket{site="shop",command="SET",le="60"} 0`,
-		`sessile_command_seconds_bucket{site="shop",command="SET",le="+Inf"} 1`,
-		`sessile_command_seconds_count{site="shop",command="GET"} 2`,
-		`sessile_security_total{site="shop",kind="login"} 1`,
-		`sessile_migrate_phase{site="shop",phase="dual-write"} 1`,
-		`sessile_migrate_phase{site="shop",phase="off"} 0`,
+		`sessile_command_outcomes_total{command="GET",outcome="absent",site="shop"} 1`,
+		`sessile_command_outcomes_total{command="SET",outcome="unknown",site="shop"} 1`,
+		`sessile_command_seconds_bucket{command="GET",site="shop",le="0.0001"} 1`,
+		`sessile_command_seconds_bucket{command="GET",site="shop",le="0.0005"} 2`,
+		`sessile_command_seconds_bucket{command="SET",site="shop",le="60"} 0`,
+		`sessile_command_seconds_bucket{command="SET",site="shop",le="+Inf"} 1`,
+		`sessile_command_seconds_count{command="GET",site="shop"} 2`,
+		`sessile_security_total{kind="login",site="shop"} 1`,
+		`sessile_migrate_phase{phase="dual-write",site="shop"} 1`,
+		`sessile_migrate_phase{phase="off",site="shop"} 0`,
 		`sessile_migrate_leases{site="shop"} 1`,
 		`sessile_migrate_debt_intents{site="shop"} 0`,
-		`sessile_migrate_events_total{site="shop",event="foreign_writes"} 0`,
-		`sessile_migrate_job_sessions{site="shop",job="backfill",what="seen"} `,
+		`sessile_migrate_events_total{event="foreign_writes",site="shop"} 0`,
+		`sessile_migrate_job_sessions{job="backfill",site="shop",what="seen"} `,
 	} {
 		if !strings.Contains(body, "\n"+want) {
 			t.Errorf("there is no %s", want)
