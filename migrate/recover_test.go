@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -416,22 +417,21 @@ func TestCommandsKilledAnywhereAndRunAgain(t *testing.T) {
 		simulate(t, func(w *world) {
 			g := w.gateway()
 			w.save(g, "k", "v")
-			calls := 0
-			var kill context.CancelFunc
+			var calls atomic.Int64
+			var kill atomic.Pointer[context.CancelFunc]
 			killer := func(call, _ string) error {
 				if call == "swapcontrol" || call == "swapmark" || call == "control" || call == "leases" || call == "mark" {
-					if calls++; calls == n {
-						kill()
+					if f := kill.Load(); calls.Add(1) == int64(n) && f != nil {
+						(*f)()
 					}
 				}
 				return nil
 			}
 			command := func(run func(ctx context.Context) error) {
 				ctx, cancel := context.WithCancel(w.ctx())
-				kill = cancel
+				kill.Store(&cancel)
 				_ = run(ctx)
 				cancel()
-				kill = func() {}
 				w.must(run(w.ctx()))
 			}
 			w.origin.set(killer, nil)
@@ -446,7 +446,7 @@ func TestCommandsKilledAnywhereAndRunAgain(t *testing.T) {
 			w.reads(g, "k", "v")
 			w.save(g, "k", "v2")
 			w.reads(g, "k", "v2")
-			finished = calls < n
+			finished = calls.Load() < int64(n)
 		})
 		if t.Failed() {
 			t.Fatalf("killed at call %d", n)

@@ -454,7 +454,7 @@ func seeds(n int) []uint64 {
 		return []uint64{*seedFlag}
 	}
 	if os.Getenv("SESSILE_SOAK") != "" {
-		n *= 50
+		n *= 100
 	}
 	all := make([]uint64, n)
 	for i := range all {
@@ -474,7 +474,7 @@ func TestSimulation(t *testing.T) {
 		"everything at one time": {refuse: 0.01, lose: 0.01, late: 0.03, outages: true, stops: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, seed := range seeds(20) {
+			for _, seed := range seeds(10) {
 				if v := simulation(t, seed, f); v != "" {
 					t.Fatalf("-seed %d: %s", seed, v)
 				}

@@ -127,7 +127,8 @@ func TestPHPSiteMovesUnderLoad(t *testing.T) {
 
 	w.traffic = &traffic{rec: recorder.New(), pace: 10 * time.Millisecond, times: map[string][]float64{}}
 	phase := "files"
-	w.traffic.phase.Store(&phase)
+	first := phase
+	w.traffic.phase.Store(&first)
 	w.through(func(int) handler { return onFiles })
 	for i := range 200 {
 		id := newID()
