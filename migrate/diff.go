@@ -29,7 +29,7 @@ type DiffReport struct {
 // Difference is one session that is not the same in both stores. It never shows id or payload.
 type Difference struct {
 	Session string `json:"session"` // a keyed hash
-	Kind    string `json:"kind"`    // missing, extra, mismatch, deadline
+	Kind    string `json:"kind"`    // missing, extra, mismatch, deadline, unreadable
 	OriginN int    `json:"origin_bytes"`
 	TargetN int    `json:"target_bytes"`
 }
@@ -43,20 +43,26 @@ const (
 	diffExtra
 	diffMismatch
 	diffDeadline
+	diffUnreadable // counts as a mismatch
 )
 
-var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "deadline"}
+var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "deadline", "unreadable"}
 
 // compare compares one session. The deadline is that of the store that answers; in the other it may be later by the
 // rounding up, or, since touches are copied without waiting, a little earlier.
 func (e *Engine) compare(ctx context.Context, a authority, key string, tolerance time.Duration) (diffKind, Difference, error) {
-	o, oerr := e.origin.Inspect(ctx, key)
+	octx, cancel := context.WithTimeout(ctx, a.times.Bound)
+	o, oerr := e.origin.Inspect(octx, key)
+	cancel()
 	n, nerr := e.target.Inspect(ctx, key)
 	d := Difference{OriginN: len(o.Data), TargetN: len(n.Data)}
-	for _, err := range []error{oerr, nerr} {
-		if err != nil && !errors.Is(err, store.ErrAbsent) && !errors.Is(err, store.ErrInvalid) {
-			return 0, d, err
-		}
+	switch {
+	case nerr != nil && store.Failed(nerr):
+		return 0, d, nerr
+	case oerr != nil && store.Failed(oerr) && ctx.Err() == nil:
+		return diffUnreadable, d, nil // somebody outside holds its lock, perhaps: the next round looks again
+	case oerr != nil && store.Failed(oerr):
+		return 0, d, oerr
 	}
 	inO, inN := oerr == nil, nerr == nil
 	now := time.Now()
@@ -221,7 +227,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 			report.Missing++
 		case diffExtra:
 			report.Extra++
-		case diffMismatch:
+		case diffMismatch, diffUnreadable:
 			report.Mismatch++
 		case diffDeadline:
 			report.Deadline++
@@ -262,12 +268,21 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	look := func(each func(key string, now state)) error {
 		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
 			for _, key := range keys {
-				rec, err := e.origin.Inspect(ctx, key)
+				octx, cancel := context.WithTimeout(ctx, e.opt.Times.Bound)
+				rec, err := e.origin.Inspect(octx, key)
+				cancel()
 				if errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid) {
 					continue
 				}
 				if err != nil {
-					return err
+					if ctx.Err() != nil {
+						return err
+					}
+					// Our own locks do not keep us from reading: this one is somebody else's.
+					mu.Lock()
+					f.Changed++
+					mu.Unlock()
+					continue
 				}
 				is := sessionHash(string(rec.Version()) + rec.Expires.String())
 				mu.Lock()

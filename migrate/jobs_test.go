@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -25,5 +26,35 @@ func TestBackfillCountsWhatItDoes(t *testing.T) {
 		if r.State != jobDone || r.Seen != 5000 || r.Same != 5000 || r.Copied != 0 {
 			t.Errorf("reconcile %+v", r)
 		}
+	})
+}
+
+// Somebody outside holds the lock of one session's file for minutes: the others move on, and the gate into sync says
+// that somebody is there.
+func TestASessionThatCannotBeReadHoldsUpNobodyElse(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		for i := range 1000 {
+			w.must(w.o.Save(w.ctx(), fmt.Sprint("s", i), hour("x"), store.Always))
+		}
+		locked := func(call, key string) error {
+			if key == "s7" && (call == "inspect" || call == "load") {
+				return fmt.Errorf("%w: locked", store.ErrUnavailable)
+			}
+			return nil
+		}
+		w.origin.set(locked, nil)
+		w.at(DualWrite)
+		time.Sleep(5 * time.Second)
+		if j := g.Status(w.ctx()).Backfill; j.State != jobDone || j.Copied != 999 {
+			t.Errorf("backfill %+v", j)
+		}
+		var closed *GateError
+		if err := g.SwitchTraffic(w.ctx(), Sync, w.opt()); !errors.As(err, &closed) {
+			t.Errorf("SwitchTraffic: got %v, want a closed gate", err)
+		}
+		w.origin.up()
+		w.at(Live)
+		w.reads(g, "s7", "x")
 	})
 }
