@@ -74,16 +74,18 @@ func (c *command) unit() time.Duration {
 
 // A request is a command that was understood. Its byte slices lie in the connection's input buffer.
 type request struct {
-	site *Site
-	cmd  *command
-	now  time.Time
-	fail string // the error to answer; nothing else counts then
+	site  *Site
+	cmd   *command
+	began time.Time // for Hooks.Done
+	now   time.Time
+	fail  string // the error to answer; nothing else counts then
 
 	keys []key
 	data []byte
 
 	ttl     time.Duration // what was asked for; 0 with expires zero: nothing
 	expires time.Time
+	at      bool // it was given as a time of day
 	only    only
 	get     bool // SET: answer the old value
 	keep    bool // SET: keep the deadline
@@ -435,6 +437,7 @@ func (r *request) deadline(arg []byte, unit time.Duration, absolute, positive bo
 		r.fail = textNotInteger
 		return false
 	}
+	r.at = absolute
 	per := int64(unit / time.Millisecond)
 	ms, now := n*per, r.now.UnixMilli()
 	bad := positive && n <= 0 || n > math.MaxInt64/per || n < math.MinInt64/per

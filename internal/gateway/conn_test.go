@@ -208,13 +208,14 @@ func TestPanic(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Site{Store: st}, Options{Logger: log.logger()})
+	s, err := New(throughLoop(t, Site{Store: st}), Options{Logger: log.logger()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	go s.Serve(l)
 	defer s.Close()
 	gw := &gateway{Server: s, t: t, addr: l.Addr()}
+	gw.linked()
 	other := gw.dial()
 	other.want("+OK\r\n", "SETEX", "k", "10", "v")
 	other.want(bulk("v"), "GET", "k")
@@ -302,7 +303,7 @@ func TestShutdownIsGentle(t *testing.T) {
 		}
 		return nil
 	}, nil)
-	slow.send(command_("GET", "k"))
+	slow.send(command_("GETEX", "k")) // by a loop a GET would hold up the other commands of this store
 	eventually(t, "the slow command", func() bool { return st.loads.Load() == 2 })
 	done := make(chan error)
 	go func() { done <- gw.Shutdown(context.Background()) }()
@@ -411,13 +412,13 @@ func BenchmarkCommands(b *testing.B) {
 			ours, theirs := net.Pipe()
 			defer ours.Close()
 			defer theirs.Close()
-			c := newConn(s, ours, 1)
+			c := newStream(s, ours, 1)
 			cmd := []byte(command_(strings.Fields(line)...))
 			b.ReportAllocs()
 			for b.Loop() {
 				c.in, c.pos, c.out = append(c.in[:0], cmd...), 0, c.out[:0]
-				if _, err := c.commands(); err != nil {
-					b.Fatal(err)
+				if c.commands(); c.closing {
+					b.Fatal("refused")
 				}
 			}
 		})

@@ -18,7 +18,8 @@ type destroyed struct {
 	keep time.Duration
 	max  int
 
-	clock atomic.Uint64 // advanced by every destroy, at its end
+	clock   atomic.Uint64 // advanced by every destroy, at its end
+	pending atomic.Int64  // destroys under way
 
 	mu    sync.Mutex // guards what follows
 	ids   map[string]*grave
@@ -56,6 +57,7 @@ func (d *destroyed) begin(id string) {
 		g.over = make(chan struct{})
 	}
 	g.pending++
+	d.pending.Add(1)
 }
 
 func (d *destroyed) end(id string, done bool, now time.Time) {
@@ -66,6 +68,7 @@ func (d *destroyed) end(id string, done bool, now time.Time) {
 		g.at = d.clock.Add(1)
 		d.order = append(d.order, burial{id, g.at, now})
 	}
+	d.pending.Add(-1) // after the clock: see calm
 	if g.pending--; g.pending == 0 {
 		close(g.over)
 		if g.at == 0 {
@@ -99,6 +102,17 @@ func (d *destroyed) since(ctx context.Context, id string, began uint64) bool {
 			return false
 		}
 	}
+}
+
+// calm reports whether id was not destroyed after began and is not being destroyed. It does not wait.
+func (d *destroyed) calm(id string, began uint64) bool {
+	if d.pending.Load() == 0 && d.clock.Load() == began {
+		return true // nothing was
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	g := d.ids[id]
+	return g == nil || g.pending == 0 && g.at <= began
 }
 
 // reads are the sessions that a connection found lately: the only reads that a later write is judged by.

@@ -74,28 +74,48 @@ func (res *result) value(rec store.Record, err error) {
 	res.data, res.found, res.err = rec.Data, err == nil, err
 }
 
+// outcome is what is told of a command that came to res.
+func (res *result) outcome(cmd *command) store.Outcome {
+	if cmd.op == opLoad && !res.found && res.err == nil {
+		return store.OutcomeAbsent
+	}
+	return outcomeOf(res.err)
+}
+
 // render writes the answer.
 func (r *request) render(b []byte, proto int, res *result) []byte {
 	switch {
 	case res.err != nil:
+	case r.get:
+		return appendValue(b, proto, res.data, res.found)
+	case r.orNull && res.n == 0:
+		return resp.AppendNull(b, proto)
+	}
+	return r.cmd.render(b, proto, res)
+}
+
+// render writes the answer as it is where no option of the request changes it.
+func (c *command) render(b []byte, proto int, res *result) []byte {
+	switch {
+	case res.err != nil:
 		return resp.AppendError(b, failure(res.err))
-	case r.cmd.reply == replyBulks:
+	case c.reply == replyBulk:
+		return appendValue(b, proto, res.data, res.found)
+	case c.reply == replyBulks:
 		b = resp.AppendArrayLen(b, len(res.values))
 		for _, v := range res.values {
 			b = appendValue(b, proto, v, v != nil)
 		}
 		return b
-	case r.cmd.reply == replyBulk, r.get:
-		return appendValue(b, proto, res.data, res.found)
-	case r.cmd.reply == replyType && res.found:
+	case c.reply == replyType && res.found:
 		return resp.AppendSimple(b, "string")
-	case r.cmd.reply == replyType:
+	case c.reply == replyType:
 		return resp.AppendSimple(b, "none")
-	case r.cmd.reply == replyLength:
+	case c.reply == replyLength:
 		return resp.AppendInt(b, int64(len(res.data)))
-	case r.cmd.reply == replyOK && res.found:
+	case c.reply == replyOK && res.found:
 		return resp.AppendSimple(b, "OK")
-	case r.cmd.reply == replyOK, r.orNull && res.n == 0:
+	case c.reply == replyOK:
 		return resp.AppendNull(b, proto)
 	}
 	return resp.AppendInt(b, res.n)
@@ -230,14 +250,18 @@ func (s *Server) save(c *conn, r *request, res *result) {
 }
 
 func (s *Server) put(c *conn, id string, rec store.Record, cond store.Condition) error {
-	undo := func(ctx context.Context) error {
+	return s.update(c, id, func(ctx context.Context) error { return s.site.Store.Save(ctx, id, rec, cond) }, s.undo(id, &rec))
+}
+
+// undo returns what removes rec again, nil where the store cannot.
+func (s *Server) undo(id string, rec *store.Record) func(ctx context.Context) error {
+	if !s.site.Store.Capabilities().Conditional {
+		return nil
+	}
+	return func(ctx context.Context) error {
 		_, err := s.site.Store.Delete(ctx, id, store.IfVersion(rec.Version()))
 		return err
 	}
-	if !s.site.Store.Capabilities().Conditional {
-		undo = nil
-	}
-	return s.update(c, id, func(ctx context.Context) error { return s.site.Store.Save(ctx, id, rec, cond) }, undo)
 }
 
 // maxReplace bounds how often a read-and-write that somebody else got in between is begun again.

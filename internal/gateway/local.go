@@ -206,8 +206,8 @@ func (c *conn) getName([][]byte) {
 func (c *conn) clientID([][]byte) { c.int(c.id) }
 
 func (c *conn) clientInfo([][]byte) {
-	c.text(fmt.Sprintf("id=%d addr=%s laddr=%s name=%s age=%d flags=N db=%s resp=%d\n", c.id, c.nc.RemoteAddr(),
-		c.nc.LocalAddr(), c.name, int(time.Since(c.opened).Seconds()), c.s.database, c.proto))
+	c.text(fmt.Sprintf("id=%d addr=%s laddr=%s name=%s age=%d flags=N db=%s resp=%d\n", c.id, c.remote,
+		c.local, c.name, int(time.Since(c.opened).Seconds()), c.s.database, c.proto))
 }
 
 func (c *conn) onOff(args [][]byte) {
@@ -290,7 +290,7 @@ func (c *conn) scriptExists(args [][]byte) {
 
 // address is where the client reached us; host is "" on a unix socket.
 func (c *conn) address() (host string, port int) {
-	if a, ok := c.nc.LocalAddr().(*net.TCPAddr); ok {
+	if a, ok := c.local.(*net.TCPAddr); ok {
 		return a.AddrPort().Addr().Unmap().WithZone("").String(), a.Port
 	}
 	return "", 0

@@ -183,12 +183,12 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 	if life = min(life, s.site.LockLife); bound {
 		life = s.site.LockLife
 	}
-	c.flush()
+	c.io.flush()
 	here, leave := context.WithCancel(s.ctx) // as long as the client is
 	defer leave()
 	ctx, cancel := context.WithTimeout(here, s.site.LockWait)
 	defer cancel()
-	stop := c.watch(leave)
+	stop := c.io.watch(leave)
 	if !s.locks.turn(ctx, id, c) {
 		stop()
 		return false, nil
@@ -200,6 +200,9 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 		}
 	}()
 	err := s.site.Store.Lock(ctx, id, token, life)
+	if unavailable(err) && errors.Is(err, context.DeadlineExceeded) {
+		err = store.ErrLocked // the turn came when LockWait was over, and nobody was asked
+	}
 	if unavailable(err) && s.site.Hold > 0 {
 		// That the store is away is not that somebody else has the lock: it is waited for as with any command.
 		s.count.held.Add(1)

@@ -243,6 +243,26 @@ func TestLockHeldElsewhere(t *testing.T) {
 	}
 }
 
+// Who gets the turn at the very end of LockWait does not wait for Hold as well.
+func TestTurnAtTheEndOfLockWait(t *testing.T) {
+	st := newScripted()
+	c := start(t, Site{Store: st, LockWait: 20 * time.Millisecond}).dial()
+	if err := st.Store.Lock(t.Context(), "s", "elsewhere", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	st.set(func(op, _ string) error {
+		if op == "lock" {
+			time.Sleep(40 * time.Millisecond)
+		}
+		return nil
+	}, nil)
+	began := time.Now()
+	c.want(null, acquire("a")...)
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("answered after %v", took)
+	}
+}
+
 func TestLockLife(t *testing.T) {
 	st := newScripted()
 	gw := start(t, Site{Store: st, LockLife: 150 * time.Millisecond})

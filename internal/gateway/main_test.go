@@ -146,12 +146,14 @@ func startOn(t testing.TB, site Site, opt Options, l net.Listener) *gateway {
 	if opt.Logger == nil && os.Getenv("GATEWAY_LOG") != "" {
 		opt.Logger = slog.Default()
 	}
+	site = throughLoop(t, site)
 	s, err := New(site, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := &gateway{Server: s, t: t, addr: l.Addr(), done: make(chan error, 1)}
 	go func() { g.done <- s.Serve(l) }()
+	g.linked()
 	t.Cleanup(func() {
 		s.Close()
 		if err := <-g.done; !errors.Is(err, ErrServerClosed) {

@@ -2,9 +2,9 @@
 // that turns commands into store calls, the order of those who wait for a lock.
 //
 // Four walls, so that the layer of connections can change without the rest: command.go makes requests of bytes and asks
-// nobody; exec.go runs them over the store; render makes bytes of what came out; conn.go alone knows that there are
-// sockets and goroutines. What a client is answered when a store fails is chosen by what the client does with it:
-// failure in command.go, exists and write in exec.go.
+// nobody; exec.go runs them over the store; render makes bytes of what came out; the two transports alone, stream and
+// looped, know that there are sockets and goroutines. What a client is answered when a store fails is chosen by what the
+// client does with it: failure in command.go, exists and write in exec.go.
 package gateway
 
 import (
@@ -55,6 +55,9 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
 	wg        sync.WaitGroup // connections
+
+	loops   []*loop // none where connections have goroutines of their own
+	loopsWG sync.WaitGroup
 }
 
 type counters struct {
@@ -119,6 +122,9 @@ func (s *Server) Serve(l net.Listener) error {
 		return ErrServerClosed
 	}
 	s.listeners[l] = struct{}{}
+	if s.loops == nil {
+		s.loops = startLoops(s)
+	}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
@@ -175,21 +181,36 @@ func (s *Server) accept(nc net.Conn) {
 		nc.Close()
 		return
 	}
-	c := newConn(s, nc, n)
+	c, begin := s.newConn(nc, n)
 	s.conns[c] = struct{}{}
 	s.count.open.Add(1)
 	s.wg.Add(1)
 	s.mu.Unlock()
-	go func() {
-		defer s.wg.Done()
-		defer func() {
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.count.open.Add(-1)
-			s.mu.Unlock()
+	begin()
+}
+
+// newConn returns a connection and what sets it going; whoever runs it calls ended.
+func (s *Server) newConn(nc net.Conn, id int64) (c *conn, begin func()) {
+	if len(s.loops) > 0 {
+		if c := s.loops[id%int64(len(s.loops))].newConn(nc, id); c != nil {
+			return &c.conn, c.begin
+		}
+	}
+	st := newStream(s, nc, id)
+	return &st.conn, func() {
+		go func() {
+			defer s.ended(&st.conn)
+			st.serve()
 		}()
-		c.serve()
-	}()
+	}
+}
+
+func (s *Server) ended(c *conn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.count.open.Add(-1)
+	s.mu.Unlock()
+	s.wg.Done()
 }
 
 // Shutdown stops accepting. A connection is closed once its running commands are answered and its client has been quiet
@@ -205,6 +226,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	select {
 	case <-done:
 		s.giveUp()
+		s.loopsWG.Wait()
 		return nil
 	case <-ctx.Done():
 		s.cutOff()
@@ -217,6 +239,7 @@ func (s *Server) Close() error {
 	s.stop()
 	s.cutOff()
 	s.wg.Wait()
+	s.loopsWG.Wait()
 	return nil
 }
 
@@ -230,7 +253,7 @@ func (s *Server) stop() {
 		l.Close()
 	}
 	for c := range s.conns {
-		c.nc.SetReadDeadline(time.Unix(1, 0)) // wakes it; it then sets its own
+		c.io.hurry()
 	}
 }
 
@@ -239,7 +262,7 @@ func (s *Server) cutOff() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		c.cut()
+		c.io.cut()
 	}
 }
 
@@ -259,7 +282,7 @@ func (s *Server) charge(n int) {
 	if worst != nil {
 		s.count.refused.Add(1)
 		worst.stuck.Store(0) // only once
-		worst.cut()
+		worst.io.cut()
 	}
 }
 
@@ -270,7 +293,7 @@ func (s *Server) security(kind string, c *conn) {
 	}
 	now := time.Now().UnixNano()
 	if last := s.lastAlarm.Load(); now-last > int64(time.Second) && s.lastAlarm.CompareAndSwap(last, now) {
-		s.log.Warn("security", "kind", kind, "site", s.site.Name, "from", c.nc.RemoteAddr().String())
+		s.log.Warn("security", "kind", kind, "site", s.site.Name, "from", c.remote.String())
 	}
 }
 

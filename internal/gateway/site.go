@@ -42,6 +42,10 @@ type Site struct {
 	// that never name one (RequestTracker).
 	SlidingWithoutTTL bool
 
+	// NoLoop gives every connection a goroutine of its own. Otherwise connections without TLS share a few, where the
+	// system is Linux and the store an Upstream.
+	NoLoop bool
+
 	// Users may log in. Without any, every AUTH is accepted, and a listener that others can reach is refused unless
 	// Insecure is set.
 	Users    []User

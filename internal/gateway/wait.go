@@ -31,7 +31,7 @@ func (s *Server) wait(c *conn, f func(ctx context.Context) error, again func(err
 		return err
 	}
 	s.count.held.Add(1)
-	c.flush() // earlier replies do not wait with this one
+	c.io.flush() // earlier replies do not wait with this one
 	for pause := firstPause; again(err) && sleep(ctx, pause); pause = min(2*pause, lastPause) {
 		err = f(ctx)
 	}
@@ -104,12 +104,18 @@ func (s *Server) update(c *conn, id string, f, undo func(ctx context.Context) er
 		}
 		return f(ctx)
 	})
-	maybe := err == nil || store.OutcomeOf(err) == store.OutcomeUnknown
-	if undo != nil && !dropped && maybe && s.destroyed.since(s.ctx, id, began) {
-		dropped = undo(s.ctx) == nil
-	}
 	if dropped {
 		s.count.dropped.Add(1)
+	} else if undo != nil {
+		s.overtaken(id, began, err, undo)
 	}
 	return err
+}
+
+// overtaken undoes a write that came to err, where a destroy of what was read at began has overtaken it.
+func (s *Server) overtaken(id string, began uint64, err error, undo func(ctx context.Context) error) {
+	maybe := err == nil || store.OutcomeOf(err) == store.OutcomeUnknown
+	if maybe && s.destroyed.since(s.ctx, id, began) && undo(s.ctx) == nil {
+		s.count.dropped.Add(1)
+	}
 }

@@ -299,9 +299,11 @@ type replyError struct {
 
 func (e *replyError) Error() string { return "the server answers: " + e.text }
 
-// newReply leaves out what the server quotes of the command: keys, and for HELLO the password.
-func newReply(err *rueidis.RedisError) *replyError {
-	text, _, _ := strings.Cut(err.Error(), ", with args")
+func newReply(err *rueidis.RedisError) *replyError { return newReplyError(err.Error()) }
+
+// newReplyError leaves out what the server quotes of the command: keys, and for HELLO the password.
+func newReplyError(text string) *replyError {
+	text, _, _ = strings.Cut(text, ", with args")
 	text = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return -1

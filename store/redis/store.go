@@ -28,15 +28,24 @@ const maxKey = 512
 // name returns the name in Redis of the session under key.
 func (s *Store) name(key string) (string, error) {
 	data := s.opt.Prefix + key
-	switch {
-	case key == "":
-		return "", fmt.Errorf("store/redis: empty key: %w", store.ErrInvalid)
-	case len(key) > maxKey:
-		return "", fmt.Errorf("store/redis: key of %d bytes: %w", len(key), store.ErrInvalid)
-	case strings.HasPrefix(data, reserved), strings.HasSuffix(data, s.opt.LockSuffix):
-		return "", fmt.Errorf("store/redis: reserved key: %w", store.ErrInvalid)
+	if err := checkName(s, key, data); err != nil {
+		return "", err
 	}
 	return data, nil
+}
+
+// checkName refuses a key that no session can have. data is the key with the prefix.
+func checkName[T string | []byte](s *Store, key string, data T) error {
+	switch {
+	case key == "":
+		return fmt.Errorf("store/redis: empty key: %w", store.ErrInvalid)
+	case len(key) > maxKey:
+		return fmt.Errorf("store/redis: key of %d bytes: %w", len(key), store.ErrInvalid)
+	case len(data) >= len(reserved) && string(data[:len(reserved)]) == reserved,
+		len(data) >= len(s.opt.LockSuffix) && string(data[len(data)-len(s.opt.LockSuffix):]) == s.opt.LockSuffix:
+		return fmt.Errorf("store/redis: reserved key: %w", store.ErrInvalid)
+	}
+	return nil
 }
 
 const century = 876_000 * time.Hour // as good as for ever, and far from where sums overflow

@@ -1,0 +1,1117 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/internal/resp"
+	"github.com/sessile/sessile/internal/testserver"
+	"github.com/sessile/sessile/store"
+	"github.com/sessile/sessile/store/memory"
+)
+
+// viaLoop makes start use a loop where it can.
+var viaLoop bool
+
+// TestThroughTheLoop runs the tests of the package once more, with connections that share a loop.
+func TestThroughTheLoop(t *testing.T) {
+	viaLoop = true
+	defer func() { viaLoop = false }()
+	for name, test := range map[string]func(*testing.T){
+		"AnswersWhenTheStoreFails": TestAnswersWhenTheStoreFails, "Hold": TestHold, "EarlierRepliesAreNotHeld": TestEarlierRepliesAreNotHeld,
+		"ReadsAndWritesFailTogether": TestReadsAndWritesFailTogether, "WriteAfterDestroy": TestWriteAfterDestroy,
+		"WriteWhileDestroyed": TestWriteWhileDestroyed, "SiteLifetime": TestSiteLifetime, "StoreWithoutConditions": TestStoreWithoutConditions,
+		"AgainstAModel": TestAgainstAModel,
+
+		"HostileBytes": TestHostileBytes, "UnfinishedCommand": TestUnfinishedCommand, "HostileKeys": TestHostileKeys,
+		"CommandsThatAreNotServed": TestCommandsThatAreNotServed, "BeforeLogin": TestBeforeLogin,
+		"ManyUnfinishedCommands": TestManyUnfinishedCommands, "MemoryOfAllConnections": TestMemoryOfAllConnections,
+		"ClientThatDoesNotRead": TestClientThatDoesNotRead, "PipelineThatIsReadLate": TestPipelineThatIsReadLate,
+		"ManyCommandsInOnePacket": TestManyCommandsInOnePacket, "AnyChunking": TestAnyChunking, "NothingSecretIsSaid": TestNothingSecretIsSaid,
+
+		"Deadlines": TestDeadlines, "Login": TestLogin, "Select": TestSelect, "WhoIsThere": TestWhoIsThere, "ConnectionLimit": TestConnectionLimit,
+		"Events": TestEvents, "Panic": TestPanic, "ShutdownUnderLoad": TestShutdownUnderLoad, "ShutdownIsGentle": TestShutdownIsGentle,
+		"ShutdownGivesUp": TestShutdownGivesUp, "ShutdownAtAnyMoment": TestShutdownAtAnyMoment,
+
+		"ReleaseScripts": TestReleaseScripts, "LockCommands": TestLockCommands, "LockIsFair": TestLockIsFair,
+		"LockTwiceOnOneConnection": TestLockTwiceOnOneConnection, "LockHeldElsewhere": TestLockHeldElsewhere, "LockLife": TestLockLife,
+		"TurnAtTheEndOfLockWait": TestTurnAtTheEndOfLockWait,
+		"LockAndConnection":      TestLockAndConnection, "CommandsBehindALock": TestCommandsBehindALock,
+		"LockOfUnknownOutcome": TestLockOfUnknownOutcome, "LockAcrossGateways": TestLockAcrossGateways,
+
+		"PHPRedisHandler": TestPHPRedisHandler, "PHPRedisClusterHandler": TestPHPRedisClusterHandler, "PHPOverUnixSocket": TestPHPOverUnixSocket,
+		"PHPProcessesThatContend": TestPHPProcessesThatContend, "PHPWhileTheStoreIsAway": TestPHPWhileTheStoreIsAway,
+		"RepliesAreThoseOfRedis": TestRepliesAreThoseOfRedis, "UnixSocket": TestUnixSocket, "TLS": TestTLS,
+	} {
+		t.Run(name, test)
+	}
+}
+
+func throughLoop(t testing.TB, site Site) Site {
+	site.NoLoop = !viaLoop
+	if _, ok := site.Store.(Upstream); !ok && viaLoop {
+		site.Store = wire(t, site.Store)
+	}
+	return site
+}
+
+// linked waits until the loop has its connection to the store.
+func (g *gateway) linked() {
+	if !viaLoop {
+		return
+	}
+	eventually(g.t, "a connection to the store", func() bool {
+		up := make(chan bool, 1)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return len(g.loops) > 0 && g.loops[0].post(func() { up <- g.loops[0].up.fd >= 0 }) && <-up
+	})
+}
+
+// wired is a store that can be asked over a wire, as if it were a Redis. A failure of the store that is certain is an
+// error of that Redis, and an unknown outcome its end.
+type wired struct {
+	store.Store
+	l  net.Listener
+	wg sync.WaitGroup
+
+	running sync.RWMutex // for reading: commands; for writing: kill
+
+	mu      sync.Mutex
+	conns   map[net.Conn]bool
+	dialed  int
+	seen    []string // the commands, but for PING
+	script  func(args []string) (answer string, ok bool)
+	timeout time.Duration
+	small   bool // the socket's buffers
+}
+
+// hangUp at the end of a scripted answer closes the connection.
+const hangUp = "(hang up)"
+
+// play sets what commands are answered instead of what the store says, where ok.
+func (w *wired) play(script func(args []string) (answer string, ok bool)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.script = script
+}
+
+// kill ends all connections. What has come by them and was not run yet is not run any more.
+func (w *wired) kill() {
+	w.running.Lock()
+	defer w.running.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for nc := range w.conns {
+		nc.Close()
+		delete(w.conns, nc)
+	}
+}
+
+func wire(t testing.TB, st store.Store) *wired {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wired{Store: st, l: l, conns: map[net.Conn]bool{}, timeout: 2 * time.Second}
+	w.wg.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.mu.Lock()
+			w.conns[nc] = true
+			w.dialed++
+			if w.small {
+				nc.(*net.TCPConn).SetReadBuffer(32 << 10)
+				nc.(*net.TCPConn).SetWriteBuffer(32 << 10)
+			}
+			w.mu.Unlock()
+			w.wg.Go(func() { w.serve(nc) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		w.mu.Lock()
+		for nc := range w.conns {
+			nc.Close()
+		}
+		w.mu.Unlock()
+		w.wg.Wait()
+	})
+	return w
+}
+
+func (w *wired) Raw() (bool, int, time.Duration) { return true, 512 << 20, w.timeout }
+
+func (w *wired) Dial(ctx context.Context) (net.Conn, error) {
+	nc, err := new(net.Dialer).DialContext(ctx, "tcp", w.l.Addr().String())
+	if err == nil && w.small {
+		nc.(*net.TCPConn).SetReadBuffer(32 << 10)
+		nc.(*net.TCPConn).SetWriteBuffer(32 << 10)
+	}
+	return nc, err
+}
+
+func (w *wired) DataKey(dst []byte, key string) ([]byte, error) { return append(dst, key...), nil }
+
+func (w *wired) serve(nc net.Conn) {
+	defer func() {
+		nc.Close()
+		w.mu.Lock()
+		delete(w.conns, nc)
+		w.mu.Unlock()
+	}()
+	var in, out []byte
+	r := bufio.NewReader(nc)
+	for {
+		var args [][]byte
+		for {
+			var n int
+			var err error
+			if args, n, _, err = resp.ParseRequest(in, resp.Limits{Arg: 64 << 20}, nil); err == nil {
+				in = in[n:]
+				break
+			}
+			if !errors.Is(err, resp.ErrIncomplete) {
+				panic(err)
+			}
+			if len(out) > 0 {
+				if _, err := nc.Write(out); err != nil {
+					return
+				}
+				out = out[:0]
+			}
+			var b [64 << 10]byte
+			if n, err = r.Read(b[:]); err != nil {
+				return
+			}
+			in = append(in[:len(in):len(in)], b[:n]...)
+		}
+		if len(args) == 1 && string(args[0]) == "PING" {
+			out = append(out, "+PONG\r\n"...)
+			continue
+		}
+		if answer, ok := w.scripted(args); ok {
+			answer, hang := strings.CutSuffix(answer, hangUp)
+			if out = append(out, answer...); hang {
+				nc.Write(out)
+				return
+			}
+			continue
+		}
+		w.running.RLock()
+		w.mu.Lock()
+		alive := w.conns[nc]
+		w.mu.Unlock()
+		if !alive {
+			w.running.RUnlock()
+			return
+		}
+		answer, err := w.answer(args)
+		w.running.RUnlock()
+		switch {
+		case err == nil:
+			out = append(out, answer...)
+		case store.OutcomeOf(err) == store.OutcomeUnknown:
+			nc.Write(out)
+			return
+		default:
+			out = resp.AppendError(out, "LOADING the store says no")
+		}
+	}
+}
+
+func (w *wired) answer(args [][]byte) (b []byte, err error) {
+	defer func() {
+		if recover() != nil {
+			err = store.ErrUnavailable // the gateway will see the panic when it asks by itself
+		}
+	}()
+	ctx := context.Background()
+	key := func() string { return string(args[1]) }
+	in := func(ms []byte) time.Time {
+		n, err := strconv.Atoi(string(ms))
+		if err != nil {
+			panic(err)
+		}
+		return time.Now().Add(time.Duration(n) * time.Millisecond)
+	}
+	number := func(n int64, err error) ([]byte, error) {
+		if errors.Is(err, store.ErrAbsent) {
+			n, err = 0, nil
+		}
+		return resp.AppendInt(nil, n), err
+	}
+	switch name := string(args[0]); {
+	case name == "GET" && len(args) == 2:
+		rec, err := w.Load(ctx, key())
+		if errors.Is(err, store.ErrAbsent) {
+			return []byte(null), nil
+		}
+		return resp.AppendBulk(nil, rec.Data), err
+	case name == "EXISTS" && len(args) == 2:
+		_, err := w.Load(ctx, key())
+		return number(1, err)
+	case name == "SET" && len(args) == 5 && string(args[3]) == "PX":
+		return []byte("+OK\r\n"), w.Save(ctx, key(), store.Record{Data: args[2], Expires: in(args[4])}, store.Always)
+	case name == "PEXPIRE" && len(args) == 3:
+		return number(1, w.Touch(ctx, key(), in(args[2])))
+	case name == "DEL" && len(args) == 2:
+		existed, err := w.Delete(ctx, key(), store.Always)
+		n := int64(0)
+		if existed {
+			n = 1
+		}
+		return number(n, err)
+	}
+	return nil, fmt.Errorf("%q", args)
+}
+
+func (w *wired) scripted(args [][]byte) (answer string, ok bool) {
+	var list []string
+	for _, a := range args {
+		list = append(list, string(a))
+	}
+	w.mu.Lock()
+	w.seen = append(w.seen, strings.Join(list, " "))
+	script := w.script
+	w.mu.Unlock()
+	if script == nil {
+		return "", false
+	}
+	return script(list)
+}
+
+// commands returns the commands that came over the wire since the last call.
+func (w *wired) commands() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	seen := w.seen
+	w.seen = nil
+	return seen
+}
+
+func (w *wired) counts() (seen, dialed int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.seen), w.dialed
+}
+
+// startLoop serves site, over a wire, by a loop.
+func startLoop(t testing.TB, site Site) (*gateway, *wired) {
+	t.Helper()
+	if site.Store == nil {
+		site.Store = memory.New(memory.Options{})
+	}
+	w, ok := site.Store.(*wired)
+	if !ok {
+		w = wire(t, site.Store)
+		site.Store = w
+	}
+	viaLoop = true
+	defer func() { viaLoop = false }()
+	return start(t, site), w
+}
+
+// What is one command of Redis goes by the loop, and nothing else.
+func TestWhatGoesByTheLoop(t *testing.T) {
+	st := newScripted()
+	gw, w := startLoop(t, Site{Store: st})
+	c := gw.dial()
+	c.want("+OK\r\n", "SETEX", "k", "100", "v")
+	w.commands()
+	for _, tc := range []struct{ send, reply, want string }{
+		{"GET k", bulk("v"), "GET k"},
+		{"get k", bulk("v"), "GET k"},
+		{"GET none", null, "GET none"},
+		{"STRLEN k", ":1\r\n", "GET k"},
+		{"TYPE k", "+string\r\n", "GET k"},
+		{"EXISTS k", ":1\r\n", "EXISTS k"},
+		{"EXISTS none", ":0\r\n", "EXISTS none"},
+		{"SETEX n 100 w", "+OK\r\n", "SET n w PX 100000"},
+		{"PSETEX n 100001 w", "+OK\r\n", "SET n w PX 100001"},
+		{"SET n w", "+OK\r\n", "SET n w PX 3600000"},
+		{"SET n w ex 7", "+OK\r\n", "SET n w PX 7000"},
+		{"SET n w PX 70", "+OK\r\n", "SET n w PX 70"},
+		{"EXPIRE k 50", ":1\r\n", "PEXPIRE k 50000"},
+		{"PEXPIRE k 50001", ":1\r\n", "PEXPIRE k 50001"},
+		{"EXPIRE none 50", ":0\r\n", "PEXPIRE none 50000"},
+		{"DEL n", ":1\r\n", "DEL n"},
+		{"UNLINK n", ":0\r\n", "DEL n"},
+
+		{"PING", "+PONG\r\n", ""},
+		{"MGET k none", "*2\r\n" + bulk("v") + null, ""},
+		{"EXISTS k k", ":2\r\n", ""},
+		{"DEL none none", ":0\r\n", ""},
+		{"TTL none", ":-2\r\n", ""},
+		{"SET k x NX", null, ""},
+		{"SET k v XX EX 10", "+OK\r\n", ""},
+		{"SET k v GET EX 10", bulk("v"), ""},
+		{"SET k v KEEPTTL", "+OK\r\n", ""},
+		{"SET k v EXAT 4000000000", "+OK\r\n", ""},
+		{"SETNX k v", ":0\r\n", ""},
+		{"GETSET k v", bulk("v"), ""},
+		{"GETEX k EX 10", bulk("v"), ""},
+		{"EXPIRE k 10 NX", ":0\r\n", ""},
+		{"EXPIREAT k 4000000000", ":1\r\n", ""},
+		{"GET k_LOCK", null, ""},
+		{"EXISTS k_LOCK", ":0\r\n", ""},
+		{"SET k_LOCK t NX", "+OK\r\n", ""},
+		{"DEL k_LOCK", ":1\r\n", ""},
+		{"GET sessile:k", "-ERR sessile: invalid session id or value\r\n", ""},
+		{"EXPIRE k 0", ":1\r\n", ""},
+		{"GETDEL k", null, ""},
+		{"SETEX k 0 v", "-ERR invalid expire time in 'setex' command\r\n", ""},
+	} {
+		c.want(tc.reply, strings.Split(tc.send, " ")...)
+		if got := strings.Join(w.commands(), ", "); got != tc.want {
+			t.Errorf("%s: %q went over the wire, want %q", tc.send, got, tc.want)
+		}
+	}
+
+	// A write while reads fail, and one of a session that was destroyed since it was read, are not for the loop.
+	a, b := gw.dial(), gw.dial()
+	a.want("+OK\r\n", "SETEX", "d", "100", "v")
+	a.want(bulk("v"), "GET", "d")
+	b.want(":1\r\n", "DEL", "d")
+	w.commands()
+	a.want("+OK\r\n", "SETEX", "d", "100", "v")
+	a.want("+OK\r\n", "SETEX", "e", "100", "v")
+	gw.blind.Store(true)
+	a.want("+OK\r\n", "SETEX", "f", "100", "v") // finds that reads work
+	a.want("+OK\r\n", "SETEX", "f", "100", "v")
+	if got := strings.Join(w.commands(), ", "); got != "SET e v PX 100000, SET f v PX 100000" {
+		t.Errorf("%q went over the wire", got)
+	}
+	sliding, w := startLoop(t, Site{Store: st, Lifetime: time.Hour, SlidingWithoutTTL: true})
+	sliding.dial().want(null, "GET", "d")
+	if got := w.commands(); len(got) > 0 {
+		t.Errorf("%q went over the wire of a site whose reads may write", got)
+	}
+}
+
+// Commands that are sent at once come to what they come to one after the other, whichever way they go and however they
+// are cut: a loop and a goroutine answer the same.
+func TestPipelinesByLoopAndByHand(t *testing.T) {
+	one := func(rng *rand.Rand) string {
+		key := []string{"a", "b", "c", "a_LOCK"}[rng.IntN(4)]
+		value := strings.Repeat(string(rune('a'+rng.IntN(26))), []int{0, 1, 10, 1000, 5000}[rng.IntN(5)])
+		return [...]func() string{
+			func() string { return command_("GET", key) },
+			func() string { return command_("GET", key) },
+			func() string { return command_("SETEX", key, "100", value) },
+			func() string { return command_("SETEX", key, "100", value) },
+			func() string { return command_("DEL", key) },
+			func() string { return command_("EXISTS", key) },
+			func() string { return command_("EXPIRE", key, "50") },
+			func() string { return command_("SET", key, value, "NX", "EX", "10") },
+			func() string { return command_("MGET", "a", key) },
+			func() string { return command_("DEL", "a", key) },
+			func() string { return command_("GETDEL", key) },
+			func() string { return command_("ECHO", value) },
+			func() string { return command_("TTL", key) },
+			func() string { return command_("HELLO", fmt.Sprint(2+rng.IntN(2)))[:0] + command_("PING") },
+			func() string { return command_("HELLO", "3") },
+			func() string { return command_("RESET") },
+			func() string { return command_("SELECT", fmt.Sprint(rng.IntN(5)/4)) },
+			func() string { return command_("NONSENSE", key) },
+			func() string { return command_("EXPIRE", key, "x") },
+			func() string { return "\r\n" },
+			func() string { return "PING\r\n" },
+		}[rng.IntN(21)]()
+	}
+	for range 150 {
+		seed := rand.Uint64()
+		rng := rand.New(rand.NewPCG(seed, 0))
+		var stream strings.Builder
+		for range 1 + rng.IntN(200) {
+			stream.WriteString(one(rng))
+		}
+		switch rng.IntN(4) {
+		case 0:
+			stream.WriteString("*1\r\n$-1\r\n" + command_("PING"))
+		case 1:
+			stream.WriteString(command_("GET", "a")[:9])
+		default:
+			stream.WriteString(command_("QUIT"))
+		}
+		run := func(gw *gateway) string {
+			c := gw.dial()
+			defer c.close()
+			go func() {
+				cut := rand.New(rand.NewPCG(seed, 1))
+				for rest := []byte(stream.String()); len(rest) > 0; {
+					n := min(len(rest), 1+cut.IntN(1+cut.IntN(1<<(1+cut.IntN(15)))))
+					if _, err := c.nc.Write(rest[:n]); err != nil {
+						return
+					}
+					if rest = rest[n:]; cut.IntN(10) == 0 {
+						time.Sleep(time.Millisecond / 4)
+					}
+				}
+				c.nc.(*net.TCPConn).CloseWrite()
+			}()
+			c.nc.SetReadDeadline(time.Now().Add(patience))
+			got, err := io.ReadAll(c.nc)
+			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+				t.Errorf("seed %d: no end", seed)
+			}
+			return steady(string(got))
+		}
+		site := Site{LockWait: time.Millisecond}
+		loop, _ := startLoop(t, site)
+		byLoop, byHand := run(loop), run(start(t, site))
+		if byLoop != byHand {
+			i := 0
+			for i < min(len(byLoop), len(byHand)) && byLoop[i] == byHand[i] {
+				i++
+			}
+			t.Fatalf("seed %d: of %d bytes by loop and %d by hand %d are the same, after %q\n by loop %.300q\n by hand %.300q",
+				seed, len(byLoop), len(byHand), i, byLoop[max(0, i-200):i], byLoop[i:], byHand[i:])
+		}
+	}
+}
+
+// Many clients, most of them in a hurry, over a store that loses its connections: whatever a client reads is what it
+// wrote under that key, and what was acknowledged is there.
+func TestNobodyGetsAnothersAnswer(t *testing.T) {
+	const clients, rounds = 24, 60
+	gw, w := startLoop(t, Site{Limits: Limits{Args: 100}})
+	stop := make(chan struct{})
+	var wg, killer sync.WaitGroup
+	killer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(rand.N(20 * time.Millisecond)):
+				w.kill()
+			}
+		}
+	})
+	var unknown, exact atomic.Int64
+	for i := range clients {
+		seed := rand.Uint64()
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(seed, uint64(i)))
+			for round := range rounds {
+				c := gw.dial()
+				hasty := rng.IntN(4) == 0 // goes away without having read
+				may := map[string]map[string]bool{}
+				key := func() string { return fmt.Sprintf("c%d-%d-%d", i, round, rng.IntN(4)) }
+				type sent struct{ name, key, value string }
+				for batch := range 6 {
+					var all []sent
+					var b strings.Builder
+					for n := range 1 + rng.IntN(30) {
+						s := sent{name: []string{"GET", "GET", "SETEX", "SETEX", "EXISTS", "EXPIRE", "DEL", "MGET", "PING"}[rng.IntN(9)], key: key()}
+						switch s.name {
+						case "SETEX":
+							s.value = fmt.Sprintf("%s-%d-%d-", s.key, batch, n) + strings.Repeat("x", rng.IntN(1<<rng.IntN(16)))
+							b.WriteString(command_("SETEX", s.key, "100", s.value))
+						case "EXPIRE":
+							b.WriteString(command_("EXPIRE", s.key, "100"))
+						case "PING":
+							b.WriteString(command_("PING"))
+						default:
+							b.WriteString(command_(s.name, s.key))
+						}
+						if may[s.key] == nil {
+							may[s.key] = map[string]bool{null: true}
+						}
+						all = append(all, s)
+					}
+					go io.WriteString(c.nc, b.String())
+					if hasty && rng.IntN(3) == 0 {
+						break
+					}
+					for _, s := range all {
+						got, err := c.tryReply(patience)
+						if err != nil {
+							t.Errorf("client %d, seed %d: %s: %v", i, seed, s.name, err)
+							return
+						}
+						had := may[s.key]
+						var ok bool
+						switch s.name {
+						case "GET":
+							if ok = had[got]; ok {
+								may[s.key] = map[string]bool{got: true}
+							}
+						case "MGET":
+							got, ok = strings.CutPrefix(got, "*1\r\n")
+							if ok = ok && had[got]; ok {
+								may[s.key] = map[string]bool{got: true}
+							}
+						case "SETEX":
+							switch ok = true; got {
+							case "+OK\r\n":
+								may[s.key] = map[string]bool{bulk(s.value): true}
+								exact.Add(1)
+							case textUnknown:
+								had[bulk(s.value)] = true
+								unknown.Add(1)
+							default:
+								ok = false
+							}
+						case "DEL":
+							switch ok = true; got {
+							case ":0\r\n":
+								ok = had[null]
+								may[s.key] = map[string]bool{null: true}
+							case ":1\r\n":
+								ok = len(had) > 1 || !had[null]
+								may[s.key] = map[string]bool{null: true}
+							case textUnknown:
+								had[null] = true
+							default:
+								ok = false
+							}
+						case "EXISTS", "EXPIRE":
+							switch got {
+							case ":0\r\n":
+								ok = had[null]
+							case ":1\r\n":
+								ok = len(had) > 1 || !had[null]
+							case textUnknown:
+								ok = s.name == "EXPIRE"
+							}
+						case "PING":
+							ok = got == "+PONG\r\n"
+						}
+						if !ok {
+							t.Errorf("client %d, seed %d: %s %s: got %.100q, may be one of %d", i, seed, s.name, s.key, got, len(had))
+							return
+						}
+					}
+				}
+				c.close()
+			}
+		})
+	}
+	wg.Wait()
+	close(stop)
+	killer.Wait()
+	if _, dialed := w.counts(); dialed < 5 || exact.Load() == 0 {
+		t.Errorf("%d connections to the store, %d writes acknowledged: nothing was tried", dialed, exact.Load())
+	}
+	t.Logf("%d writes acknowledged, %d unknown", exact.Load(), unknown.Load())
+}
+
+// What is not the answer to the question ends the connection, and nobody gets anything of it.
+func TestStoreThatAnswersOutOfTurn(t *testing.T) {
+	for _, tc := range []struct{ send, answer, want string }{
+		{"GET k", "+OK\r\n", bulk("v")},
+		{"GET k", ":1\r\n", bulk("v")},
+		{"GET k", "*1\r\n$1\r\nx\r\n", bulk("v")},
+		{"GET k", "*-1\r\n", bulk("v")},
+		{"GET k", "_\r\n", bulk("v")},
+		{"GET k", "#t\r\n", bulk("v")},
+		{"GET k", ">1\r\n+x\r\n", bulk("v")},
+		{"GET k", "=5\r\ntxt:x\r\n", bulk("v")},
+		{"GET k", "$1\r\nxyz", bulk("v")},
+		{"GET k", "$-2\r\n", bulk("v")},
+		{"GET k", "$01\r\nx\r\n", bulk("v")},
+		{"GET k", "$536870913\r\n", bulk("v")},
+		{"GET k", "$99999999999999999999999\r\n", bulk("v")},
+		{"GET k", "$2000000x\r\n", bulk("v")},
+		{"GET k", "HTTP/1.1 200 OK\r\n", bulk("v")},
+		{"GET k", hangUp, bulk("v")},
+		{"EXISTS k", ":2\r\n", ":1\r\n"},
+		{"EXISTS k", "$1\r\n1\r\n", ":1\r\n"},
+		{"EXISTS k", ":01x\r\n", ":1\r\n"},
+		{"SETEX k 100 w", "+OKAY\r\n", textUnknown},
+		{"SETEX k 100 w", "$2\r\nOK\r\n", textUnknown},
+		{"SETEX k 100 w", "$-1\r\n", textUnknown},
+		{"SETEX k 100 w", ":1\r\n", textUnknown},
+		{"EXPIRE k 100", "+OK\r\n", textUnknown},
+		{"EXPIRE k 100", ":-1\r\n", textUnknown},
+		{"DEL k", "+OK\r\n", textUnknown},
+		{"DEL k", hangUp, textUnknown},
+
+		// the answer, and more
+		{"GET k", bulk("x") + bulk("y"), bulk("x")},
+		{"SETEX k 100 w", "+OK\r\n+OK\r\n", "+OK\r\n"},
+	} {
+		gw, w := startLoop(t, Site{})
+		c := gw.dial()
+		c.want("+OK\r\n", "SETEX", "k", "100", "v")
+		once := true
+		w.play(func([]string) (string, bool) {
+			defer func() { once = false }()
+			return tc.answer, once
+		})
+		c.want(tc.want, strings.Split(tc.send, " ")...)
+		eventually(t, "another connection", func() bool { _, dialed := w.counts(); return dialed == 2 })
+		gw.linked()
+		c.want(bulk("v"), "GET", "k")
+		if got := w.commands(); len(got) != 3 {
+			t.Errorf("%s, %q: %q went over the wire", tc.send, tc.answer, got)
+		}
+		if n := len(gw.destroyed.ids); n > 1 || gw.destroyed.pending.Load() != 0 {
+			t.Errorf("%s, %q: %d sessions are being destroyed", tc.send, tc.answer, gw.destroyed.pending.Load())
+		}
+	}
+	// Nobody asked.
+	gw, w := startLoop(t, Site{})
+	w.mu.Lock()
+	for nc := range w.conns {
+		io.WriteString(nc, "+OK\r\n")
+	}
+	w.mu.Unlock()
+	eventually(t, "another connection", func() bool { _, dialed := w.counts(); return dialed == 2 })
+	gw.linked()
+	gw.dial().want(null, "GET", "k")
+}
+
+// The connection ends after any number of bytes of the answers to four clients: who read has the right answer anyhow, who
+// wrote has the answer if it was complete, and else is told that nobody knows.
+func TestStoreThatDiesAtAnyByte(t *testing.T) {
+	answers := []string{bulk("value of a"), "+OK\r\n", ":1\r\n", bulk("value of b"), ":1\r\n"}
+	commands := [][]string{{"GET", "a"}, {"SETEX", "k", "100", "v"}, {"DEL", "d"}, {"GET", "b"}, {"EXPIRE", "b", "100"}}
+	all := strings.Join(answers, "")
+	st := memory.New(memory.Options{})
+	for cut := range len(all) + 1 {
+		gw, w := startLoop(t, Site{Store: st})
+		set := gw.dial()
+		for _, key := range []string{"a", "b", "d"} {
+			set.want("+OK\r\n", "SETEX", key, "100", "value of "+key)
+		}
+		n := 0
+		w.play(func([]string) (string, bool) {
+			switch n++; {
+			case n < len(commands):
+				return "", true
+			case n == len(commands):
+				return all[:cut] + hangUp, true
+			}
+			return "", false
+		})
+		w.commands()
+		var clients []*client
+		for i, args := range commands {
+			c := gw.dial()
+			c.send(command_(args...))
+			clients = append(clients, c)
+			eventually(t, "the command", func() bool { seen, _ := w.counts(); return seen == i+1 })
+		}
+		end := 0
+		for i, c := range clients {
+			want := answers[i]
+			if end += len(want); cut < end && commands[i][0] != "GET" {
+				want = textUnknown
+			}
+			if got := c.reply(); got != want {
+				t.Errorf("after %d of %d bytes: %q: got %q, want %q", cut, len(all), commands[i], got, want)
+			}
+			c.close()
+		}
+		if n := gw.destroyed.pending.Load(); n != 0 {
+			t.Errorf("%d sessions are being destroyed for ever", n)
+		}
+		gw.Close()
+	}
+}
+
+// A store that takes everything and says nothing is given up within its timeout, and one that was given up does not get to
+// say anything later.
+func TestStoreThatIsSilent(t *testing.T) {
+	w := wire(t, memory.New(memory.Options{}))
+	w.timeout = 150 * time.Millisecond
+	gw, _ := startLoop(t, Site{Store: w})
+	a, b, c := gw.dial(), gw.dial(), gw.dial()
+	a.want("+OK\r\n", "SETEX", "k", "100", "v")
+	release := make(chan struct{})
+	w.play(func(args []string) (string, bool) {
+		<-release
+		return bulk("late"), true
+	})
+	began := time.Now()
+	a.send(command_("GET", "k"))
+	b.send(command_("SETEX", "k", "100", "w"))
+	c.send(command_("EXISTS", "k"))
+	if got := a.reply() + b.reply() + c.reply(); got != bulk("v")+textUnknown+":1\r\n" {
+		t.Errorf("got %q", got)
+	}
+	if took := time.Since(began); took < 100*time.Millisecond || took > 2*time.Second {
+		t.Errorf("given up after %v", took)
+	}
+	close(release)
+	w.play(nil)
+	gw.linked()
+	if got := a.do("GET", "k"); got != bulk("v") && got != bulk("w") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Errors of the store are never passed on. A command that was refused is run again unless later ones of its connection
+// were not.
+func TestStoreThatRefuses(t *testing.T) {
+	const oom = "-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+	for _, tc := range []struct {
+		send    []string
+		answers []string // over the wire
+		want    []string
+		byHand  int64 // saves
+	}{
+		{[]string{"SETEX a 100 v"}, []string{oom}, []string{"+OK\r\n"}, 1},
+		{[]string{"SETEX a 100 v", "SETEX b 100 v", "SETEX c 100 v"}, []string{"+OK\r\n", oom, oom},
+			[]string{"+OK\r\n", "+OK\r\n", "+OK\r\n"}, 2},
+		{[]string{"SETEX a 100 v", "SETEX b 100 v", "SETEX c 100 v"}, []string{oom, "+OK\r\n", oom},
+			[]string{textAway, "+OK\r\n", "+OK\r\n"}, 1},
+		{[]string{"GET r", "GET r", "EXISTS r"}, []string{"-LOADING x\r\n", bulk("wrong"), ":0\r\n"},
+			[]string{bulk("v"), bulk("v"), ":1\r\n"}, 0},
+		{[]string{"GET r", "GET none", "GET r"}, []string{bulk("right"), null, "-MOVED 1 127.0.0.1:1\r\n"},
+			[]string{bulk("right"), null, bulk("v")}, 0},
+		{[]string{"DEL a", "DEL r", "GET r"}, []string{"-READONLY x\r\n", "-READONLY x\r\n"}, []string{":0\r\n", ":1\r\n", null}, 0},
+	} {
+		st := newScripted()
+		gw, w := startLoop(t, Site{Store: st})
+		c := gw.dial()
+		c.want("+OK\r\n", "SETEX", "r", "100", "v")
+		var held []string
+		n := 0
+		w.play(func(args []string) (string, bool) {
+			if n++; n > len(tc.answers) {
+				return "", false
+			}
+			held = append(held, tc.answers[n-1])
+			if n == len(tc.answers) {
+				return strings.Join(held, ""), true
+			}
+			return "", true
+		})
+		saves := st.saves.Load()
+		var b strings.Builder
+		for _, line := range tc.send {
+			b.WriteString(command_(strings.Split(line, " ")...))
+		}
+		c.send(b.String())
+		for i, want := range tc.want {
+			if got := c.reply(); got != want {
+				t.Errorf("%q, %q: reply %d: %q, want %q", tc.send, tc.answers, i, got, want)
+			}
+		}
+		if got := st.saves.Load() - saves; tc.byHand != 0 && got > tc.byHand {
+			t.Errorf("%q, %q: %d saves by hand", tc.send, tc.answers, got)
+		}
+	}
+}
+
+// A write and the destroy of what was read before it, both under way in this order: the session stays destroyed.
+func TestDestroyBehindAWrite(t *testing.T) {
+	gw, w := startLoop(t, Site{})
+	a, b := gw.dial(), gw.dial()
+	a.want("+OK\r\n", "SETEX", "k", "100", "v")
+	a.want(bulk("v"), "GET", "k")
+	release := make(chan struct{})
+	w.play(func([]string) (string, bool) { <-release; return "", false })
+	a.send(command_("SETEX", "k", "100", "w") + command_("PING"))
+	eventually(t, "the write on its way", func() bool { n, _ := w.counts(); return n == 3 })
+	b.send(command_("DEL", "k"))
+	eventually(t, "the destroy", func() bool { return gw.destroyed.pending.Load() == 1 })
+	close(release)
+	if got := a.reply() + a.reply() + b.reply(); got != "+OK\r\n+PONG\r\n:1\r\n" {
+		t.Errorf("got %q", got)
+	}
+	b.want(null, "GET", "k")
+}
+
+// Values as long as they may be, over sockets that take little at a time.
+func TestSmallSockets(t *testing.T) {
+	w := wire(t, memory.New(memory.Options{}))
+	w.mu.Lock()
+	w.small, w.timeout = true, patience
+	w.mu.Unlock()
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) {
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, 32<<10)
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10)
+		})
+	}}
+	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	viaLoop = true
+	gw := startOn(t, Site{Store: w, Limits: Limits{Command: patience}}, Options{}, l)
+	viaLoop = false
+	var wg sync.WaitGroup
+	for i := range 4 {
+		c := gw.dial()
+		c.nc.(*net.TCPConn).SetReadBuffer(32 << 10)
+		wg.Go(func() {
+			for n := range 2 {
+				v := strings.Repeat(fmt.Sprint(i, n, " "), 1<<20/4)[:1<<20]
+				key := fmt.Sprint("k", i)
+				go io.WriteString(c.nc, command_("SETEX", key, "100", v)+strings.Repeat(command_("GET", key), 3))
+				for k := range 4 {
+					want := bulk(v)
+					if k == 0 {
+						want = "+OK\r\n"
+					}
+					if got, err := c.tryReply(patience); err != nil || got != want {
+						t.Errorf("client %d, reply %d: %v, %d bytes %.20q, want %d", i, k, err, len(got), got, len(want))
+						return
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n, _ := w.counts(); n != 4*2*4 {
+		t.Errorf("%d commands went over the wire, want %d", n, 4*2*4)
+	}
+}
+
+// A value that is longer than clients may write comes all the same, if not by the loop, and costs nobody the connection.
+func TestValueThatIsTooLong(t *testing.T) {
+	st := memory.New(memory.Options{})
+	long := strings.Repeat("0123456789", 300_000)
+	if err := st.Save(t.Context(), "k", store.Record{Data: []byte(long), Expires: time.Now().Add(time.Hour)}, store.Always); err != nil {
+		t.Fatal(err)
+	}
+	gw, w := startLoop(t, Site{Store: st})
+	a, b := gw.dial(), gw.dial()
+	a.want("+OK\r\n", "SETEX", "a", "100", "v")
+	for range 3 {
+		b.send(strings.Repeat(command_("GET", "k"), 2))
+		a.want(bulk("v"), "GET", "a")
+		for range 2 {
+			if got := b.reply(); got != bulk(long) {
+				t.Errorf("got %d bytes", len(got))
+			}
+		}
+	}
+	if _, dialed := w.counts(); dialed != 1 {
+		t.Errorf("%d connections to the store", dialed)
+	}
+	if c := cap(gw.loops[0].up.in); c > 4<<20 {
+		t.Errorf("a buffer of %d bytes", c)
+	}
+}
+
+// Whoever sends thousands of commands does not keep the others waiting.
+func TestFairness(t *testing.T) {
+	gw, _ := startLoop(t, Site{})
+	hog, c := gw.dial(), gw.dial()
+	c.want("+OK\r\n", "SETEX", "k", "100", "v")
+	stop := make(chan struct{})
+	go io.Copy(io.Discard, hog.nc)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		b := []byte(strings.Repeat(command_("GET", "k")+command_("PING"), 5000))
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				hog.nc.Write(b)
+			}
+		}
+	})
+	time.Sleep(50 * time.Millisecond)
+	worst := time.Duration(0)
+	for range 200 {
+		began := time.Now()
+		c.want(bulk("v"), "GET", "k")
+		worst = max(worst, time.Since(began))
+	}
+	close(stop)
+	hog.close()
+	wg.Wait()
+	if worst > 500*time.Millisecond {
+		t.Errorf("somebody waited for %v", worst)
+	}
+}
+
+// Nothing is left of connections, ours and the store's, however they end.
+func TestDescriptors(t *testing.T) {
+	open := func() int {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip(err)
+		}
+		return len(list)
+	}
+	gw, w := startLoop(t, Site{Limits: Limits{Command: 200 * time.Millisecond}})
+	gw.dial().want("+PONG\r\n", "PING")
+	before := open()
+	for i := range 300 {
+		c := gw.dial()
+		switch i % 6 {
+		case 0: // in the middle of a command
+			c.send("*2\r\n$3\r\nGET\r\n")
+		case 1:
+			c.want("+OK\r\n", "QUIT")
+		case 2: // without reading
+			c.send(strings.Repeat(command_("GET", "k"), 100))
+		case 3: // a reset
+			c.send(command_("SETEX", "k", "100", "v"))
+			c.nc.(*net.TCPConn).SetLinger(0)
+		case 4:
+			c.send("*1\r\n$-1\r\n")
+		case 5:
+			c.want("+OK\r\n", "SET", fmt.Sprint("k", i, "_LOCK"), "t", "NX")
+			w.kill()
+		}
+		c.close()
+	}
+	eventually(t, "the end of all", func() bool { return gw.Stats().Open <= 1 })
+	gw.linked()
+	eventually(t, "as many descriptors as before", func() bool { return open() <= before })
+	if n := gw.Stats(); n.LocksHeld != 0 || n.Panics != 0 {
+		t.Errorf("%+v", n)
+	}
+}
+
+// A store that goes away and comes back: by hand meanwhile, and by the loop again.
+func TestStoreThatComesBack(t *testing.T) {
+	r := testserver.Redis(t, testserver.Persistent())
+	viaLoop = true
+	gw := start(t, redisSite(t, r, "P:", 0))
+	viaLoop = false
+	c := gw.dial()
+	c.want("+OK\r\n", "SETEX", "P:k", "100", "v")
+	for range 3 {
+		r.Kill()
+		c.send(command_("GET", "P:k") + command_("SETEX", "P:k", "100", "v"))
+		time.Sleep(50 * time.Millisecond)
+		r.Restart()
+		if got := c.reply() + c.reply(); got != bulk("v")+"+OK\r\n" {
+			t.Errorf("got %q", got)
+		}
+		gw.linked()
+	}
+	r.Do("CLIENT", "KILL", "TYPE", "normal")
+	c.want(bulk("v"), "GET", "P:k")
+	if got := r.CLI("CLIENT", "LIST"); strings.Count(got, "name=sessile") < 1 {
+		t.Errorf("clients: %s", got)
+	}
+}
+
+// A panic costs one connection, and those whose writes were under way the knowledge of what became of them.
+func TestPanicInTheLoop(t *testing.T) {
+	var boom atomic.Bool
+	st := wire(t, memory.New(memory.Options{}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Site{Store: st}, Options{Hooks: Hooks{Done: func(e Event) {
+		if boom.CompareAndSwap(true, false) {
+			panic("bug")
+		}
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(l)
+	defer s.Close()
+	gw := &gateway{Server: s, t: t, addr: l.Addr()}
+	viaLoop = true
+	defer func() { viaLoop = false }()
+	other := gw.dial()
+	other.want("+PONG\r\n", "PING")
+	for i, args := range [][]string{{"GET", "k"}, {"PING"}, {"MGET", "k"}, {"SETEX", "k", "100", "v"}, {"DEL", "k"}, {"NONSENSE"}} {
+		gw.linked()
+		c := gw.dial()
+		boom.Store(true)
+		c.send(command_(args...))
+		c.closed()
+		other.want("+OK\r\n", "SETEX", "o", "100", "v")
+		other.want(bulk("v"), "GET", "o")
+		if n := s.Stats().Panics; n != uint64(i+1) {
+			t.Errorf("%q: %d panics counted", args, n)
+		}
+	}
+	eventually(t, "one connection", func() bool { return s.Stats().Open == 1 })
+	if n := s.destroyed.pending.Load(); n != 0 {
+		t.Errorf("%d sessions are being destroyed for ever", n)
+	}
+}
+
+// Any bytes from clients: the loop answers what a goroutine does.
+func FuzzLoop(f *testing.F) {
+	for _, seed := range []string{
+		command_("SETEX", "k", "100", "v") + command_("GET", "k") + command_("DEL", "k") + command_("GET", "k"), "PING\r\nQUIT\r\n",
+		command_("GET", "k") + command_("GET", "k") + "*1\r\n$-1\r\n", command_("EXISTS", "k") + command_("HELLO", "3") + command_("GET", "k"),
+		command_("SETEX", "k", "100", "v") + command_("EXPIRE", "k", "0") + command_("EXISTS", "k"), "\r\n\r\n" + command_("PING"),
+		"POST / HTTP/1.1\r\n",
+	} {
+		f.Add([]byte(seed), uint8(3))
+	}
+	f.Fuzz(func(t *testing.T, in []byte, cut uint8) {
+		site := Site{LockWait: time.Millisecond, Limits: Limits{Command: 5 * time.Second}}
+		loop, _ := startLoop(t, site)
+		run := func(gw *gateway) string {
+			c := gw.dial()
+			defer c.close()
+			go func() {
+				for rest := in; len(rest) > 0; {
+					n := min(len(rest), 1+int(cut))
+					if _, err := c.nc.Write(rest[:n]); err != nil {
+						return
+					}
+					rest = rest[n:]
+				}
+				c.nc.(*net.TCPConn).CloseWrite()
+			}()
+			c.nc.SetReadDeadline(time.Now().Add(patience))
+			out, err := io.ReadAll(c.nc)
+			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+				t.Fatalf("no end; so far %.200q", out)
+			}
+			return unsteady.ReplaceAllString(steady(string(out)), "")
+		}
+		if byLoop, byHand := run(loop), run(start(t, site)); byLoop != byHand {
+			t.Fatalf("by loop %q, by hand %q", byLoop, byHand)
+		}
+	})
+}
+
+// unsteady is what differs from server to server: ports, and what is made of them.
+var unsteady = regexp.MustCompile(`(?s)(:\d{4,5}\r\n|[0-9a-f]{40}|127\.0\.0\.1:\d+.*|tcp_port:\d+.*)`)
+
+// Any bytes from the store: no panic, and every client gets some answer.
+func FuzzStoreAnswers(f *testing.F) {
+	for _, seed := range []string{bulk("v") + "+OK\r\n:1\r\n", "$-1\r\n-ERR x\r\n", "$2000000\r\nabc", "*2\r\n+a\r\n+b\r\n", ":1\r\n", "$5\r\nab"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		w := wire(t, memory.New(memory.Options{}))
+		w.timeout = 100 * time.Millisecond
+		gw, _ := startLoop(t, Site{Store: w})
+		n := 0
+		w.play(func([]string) (string, bool) {
+			if n++; n == 1 {
+				return string(answer), true
+			}
+			return "", n == 2
+		})
+		a, b := gw.dial(), gw.dial()
+		a.send(command_("GET", "k"))
+		b.send(command_("SETEX", "k", "100", "v"))
+		for _, c := range []*client{a, b} {
+			c.reply()
+			c.want("+PONG\r\n", "PING")
+		}
+	})
+}

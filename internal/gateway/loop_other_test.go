@@ -1,0 +1,9 @@
+//go:build !linux
+
+package gateway
+
+import "testing"
+
+func throughLoop(t testing.TB, site Site) Site { return site }
+
+func (g *gateway) linked() {}

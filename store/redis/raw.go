@@ -1,0 +1,99 @@
+package redis
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// The raw wire, for a caller that multiplexes by itself. What it sends is what Load, Save, Touch and Delete would: GET,
+// SET with PX, PEXPIRE and DEL of the name that DataKey makes.
+
+// Raw says what a caller of Dial has to know: whether its connections are plain sockets and not TLS, the size of a value
+// beyond which Save refuses it, and how long an answer may take before the connection is to be given up.
+func (s *Store) Raw() (plain bool, maxValue int, timeout time.Duration) {
+	return s.opt.TLS == nil, s.opt.MaxValue, s.opt.Timeout
+}
+
+// Dial returns a connection of the caller's own. It is logged in, its database is selected, it speaks RESP2, and there is
+// nothing on it that is still to be answered. Close does not close it.
+func (s *Store) Dial(ctx context.Context) (net.Conn, error) {
+	password, err := s.opt.password()
+	if err != nil {
+		return nil, err
+	}
+	nc, err := s.dial(ctx)
+	if err == nil {
+		if err = s.login(ctx, nc, password); err == nil {
+			return nc, nil
+		}
+		nc.Close()
+	}
+	return nil, fmt.Errorf("store/redis: connect: %w: %w", store.ErrUnavailable, err)
+}
+
+// login sends everything at once: each command has one line for an answer, and an error does not keep those behind it
+// from being answered.
+func (s *Store) login(ctx context.Context, nc net.Conn, password string) error {
+	nc.SetDeadline(time.Now().Add(s.opt.DialTimeout))
+	unwatch := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
+	defer unwatch()
+	var request []byte
+	commands := 0
+	command := func(args ...string) {
+		request = fmt.Appendf(request, "*%d\r\n", len(args))
+		for _, a := range args {
+			request = fmt.Appendf(request, "$%d\r\n%s\r\n", len(a), a)
+		}
+		commands++
+	}
+	switch {
+	case s.opt.Username != "":
+		command("AUTH", s.opt.Username, password)
+	case password != "":
+		command("AUTH", password)
+	}
+	if s.opt.Database != 0 {
+		command("SELECT", strconv.Itoa(s.opt.Database))
+	}
+	command("CLIENT", "SETNAME", "sessile")
+	if _, err := nc.Write(request); err != nil {
+		return err
+	}
+	r := bufio.NewReader(nc)
+	for range commands {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return fmt.Errorf("login: %w", err)
+		}
+		switch line := strings.TrimRight(string(line), "\r\n"); {
+		case strings.HasPrefix(line, "-"):
+			return newReplyError(line[1:])
+		case line != "+OK":
+			return errors.New("login: what answers is not Redis")
+		}
+	}
+	if r.Buffered() > 0 {
+		return errors.New("login: more answers than commands")
+	}
+	if !unwatch() {
+		return context.Cause(ctx)
+	}
+	return nc.SetDeadline(time.Time{})
+}
+
+// DataKey appends to dst the name in Redis of the session under key, or fails as Load and Save would.
+func (s *Store) DataKey(dst []byte, key string) ([]byte, error) {
+	name := append(append(dst, s.opt.Prefix...), key...)
+	if err := checkName(s, key, name[len(dst):]); err != nil {
+		return dst, err
+	}
+	return name, nil
+}
