@@ -273,7 +273,7 @@ func (h *handle) Commit(ctx context.Context, key string, op store.Op, rec *store
 
 func (h *handle) Withdraw(ctx context.Context, key string, op store.Op) error {
 	return h.keyed(ctx, key, op.Epoch, func(w *workflow, m marker, now time.Time) error {
-		if !m.mine(op, store.Intent) {
+		if !m.mine(op, store.Intent) || m.took != store.NoMarker { // one taken over from a dead one has to be settled
 			return nil
 		}
 		delete(w.markers, key)
