@@ -63,10 +63,7 @@ func TestWhatIsGoneStaysGone(t *testing.T) {
 	if got := server.Do("PTTL", side); got != int64(-1) {
 		t.Errorf("PTTL of an intent: got %v, want none: a dead marker is to be found", got)
 	}
-	if b, err := w.Begin(ctx, "k", opOf("2", alive)); b.Took != store.Intent || err != nil {
-		t.Errorf("Begin over the dead one: got %+v, %v", b, err)
-	}
-	if err := w.Withdraw(ctx, "k", opOf("2", alive)); err != nil {
+	if err := w.Withdraw(ctx, "k", opOf("1", dead)); err != nil {
 		t.Error(err)
 	}
 	wantGone("after Begin and Withdraw")

@@ -182,6 +182,9 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				t.Errorf("Begin repeated: got %+v, %v, want Took intent still", b, err)
 			}
 			wantErr(t, "Commit by the dead", w.Commit(context10(t), k, op("o1", 5, long), recp("late")), store.ErrLost)
+			// What the dead one wrote into the origin nobody has seen yet.
+			ok(t, "Withdraw", w.Withdraw(context10(t), k, op("o2", 5, long)))
+			wantMarker(t, w, "", true, store.Intent)
 			ok(t, "Commit", w.Commit(context10(t), k, op("o2", 5, long), recp("settled")))
 			wantMarker(t, w, "settled", false, store.NoMarker)
 		}},
