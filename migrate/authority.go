@@ -20,7 +20,11 @@ type authorityState struct {
 
 	leaseUntil time.Time // end of the lease in the target
 	leaseSince time.Time // since when it has been held without a gap
+	leaseLast  time.Time // end of the last lease that there was, whatever became of it
 	generation uint64    // of the target, as verified
+	asked      uint64    // the generation that was last asked
+	instance   string    // the target's run id, as last seen
+	forgot     bool      // the target has forgotten steps that it had answered to this gateway
 
 	mark       store.Mark
 	markKnown  bool      // it was read at least once: from then on a missing one is unreadable
@@ -29,7 +33,8 @@ type authorityState struct {
 	markSince  time.Time // since when readings have followed each other without a gap
 	floorSince time.Time // when this floor was first seen
 	holdSince  time.Time // since when this gateway holds under floor sync without a lease
-	lostSince  time.Time // when the target was first seen with another memory; zero: it is the one we know
+	lostSince  time.Time // when the target was first seen with what may be another memory; zero: it is the one we know
+	lostTold   bool      // a person was told
 	refused    error     // this gateway must not serve at all: another disk under the same workflow
 }
 
@@ -53,14 +58,21 @@ type holdError struct{ why string }
 func (h *holdError) Error() string { return "migrate: " + h.why }
 func (h *holdError) Unwrap() error { return store.ErrUnavailable }
 
-// hasLease reports whether a lease in the target holds at now, on a target that has been verified.
-func (s *authorityState) hasLease(now time.Time, generation uint64) bool {
-	return s.control != nil && now.Before(s.leaseUntil) && s.generation == generation
+// elapsed is the time from then to now. A machine that was suspended finds it only on the wall clock, one whose clock
+// was set back only on the monotonic one: the longer counts.
+func elapsed(then, now time.Time) time.Duration {
+	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
 }
 
-// markFresh reports whether the origin's mark was seen within a lease.
+// hasLease reports whether a lease in the target holds at now, on a target that has been verified.
+func (s *authorityState) hasLease(now time.Time, generation uint64) bool {
+	return s.control != nil && elapsed(s.leaseUntil, now) < 0 && s.generation == generation
+}
+
+// markFresh reports whether the origin's mark was seen within a lease. A try that failed since does not matter: whoever
+// changes the mark waits a whole lease.
 func (s *authorityState) markFresh(now time.Time) bool {
-	return s.markErr == nil && !s.markSeen.IsZero() && now.Sub(s.markSeen) < s.times.Gateway
+	return !s.markSeen.IsZero() && elapsed(s.markSeen, now) < s.times.Gateway
 }
 
 // decide is PROTOCOL.md 3, "who may serve".
@@ -98,18 +110,22 @@ func (s *authorityState) decide(now time.Time, generation uint64) (authority, er
 	if !s.markFresh(now) {
 		return a, &holdError{s.unreadable("neither a lease in the target nor the origin's seal can be had")}
 	}
+	away := "the target cannot be reached"
+	if !s.lostSince.IsZero() {
+		away = "the target has come back, perhaps with an older memory"
+	}
 	switch floor {
 	case store.FloorNone:
 		return alone, nil
 	case store.FloorRetreat:
-		if now.Sub(s.floorSince) >= s.times.Gateway {
+		if now.Sub(s.floorSince) >= s.times.Gateway { // the monotonic clock: a suspended machine waits once more
 			return alone, nil
 		}
 		return a, &holdError{"retreating to the origin: waiting until every gateway has seen it or lost its lease"}
 	case store.FloorSync:
-		return a, &holdError{"the target cannot be reached; the origin has every write, and this gateway will retreat to it"}
+		return a, &holdError{away + "; the origin has every write, and this gateway will retreat to it"}
 	default:
-		return a, &holdError{"the target cannot be reached, and the origin may be behind it: bring the target back (with its data), " +
+		return a, &holdError{away + ", and the origin may be behind it: bring the target back (with its data), " +
 			"or see `sessile migrate repair`"}
 	}
 }
@@ -139,6 +155,9 @@ func (e *Engine) enter(ctx context.Context) (authority, error) {
 			e.running[a.epoch]++
 			e.mu.Unlock()
 			return a, nil
+		}
+		if e.auth.asked != generation {
+			e.renewSoon() // the target is there again
 		}
 		changed := e.changed
 		e.mu.Unlock()
@@ -332,23 +351,27 @@ func (e *Engine) refreshMark(ctx context.Context) {
 	if asked.Before(s.markSeen) {
 		return // a slower answer to an older question
 	}
-	if s.markErr != nil || asked.Sub(s.markSeen) >= s.times.Gateway {
+	if elapsed(s.markSeen, asked) >= s.times.Gateway {
 		s.markSince = asked
 	}
-	if s.mark != mark || !s.markKnown {
-		if s.mark.Seal.Floor != mark.Seal.Floor || !s.markKnown {
-			s.floorSince = time.Now()
-		}
+	if s.markErr != nil || s.mark != mark || !s.markKnown {
 		e.wake()
+	}
+	if s.mark.Seal != mark.Seal || !s.markKnown { // the same floor under another epoch is another retreat
+		s.floorSince = time.Now()
 	}
 	s.mark, s.markErr, s.markSeen, s.markKnown = mark, nil, asked, mark != store.Mark{} || s.markKnown
 	e.checkIdentity()
 }
 
-// checkIdentity refuses to serve another disk under the same workflow. Callers hold mu.
+// checkIdentity refuses to serve another disk under the same workflow, or an origin that another workflow has sealed.
+// Callers hold mu.
 func (e *Engine) checkIdentity() {
 	s := &e.auth
 	s.refused = nil
+	if seal := s.mark.Seal; seal.Floor != store.FloorNone && seal.Workflow != e.opt.Workflow {
+		s.refused = &holdError{fmt.Sprintf("the origin is sealed by workflow %q, and this gateway serves workflow %q (--workflow)", seal.Workflow, e.opt.Workflow)}
+	}
 	if s.control != nil && s.control.Identity != "" && !s.markSeen.IsZero() && s.mark.Identity != s.control.Identity && s.control.Phase < Complete {
 		s.refused = &holdError{fmt.Sprintf("this gateway sees another origin than workflow %q was created on: "+
 			"every host with its own session directory is a workflow of its own (--workflow)", e.opt.Workflow)}

@@ -50,6 +50,7 @@ type Control struct {
 	Cancelled bool `json:"cancelled,omitempty"`
 
 	Times    Times  `json:"times"`
+	Prefix   string `json:"prefix"`   // of this workflow's keys in the target: no two workflows share any
 	Instance string `json:"instance"` // the target's run id
 	Identity string `json:"identity"` // the origin's
 

@@ -148,7 +148,7 @@ func (e *Engine) copyNow(ctx context.Context, a authority, key string) error {
 }
 
 // shadow compares one answered read with the target, without making anybody wait for it.
-func (e *Engine) shadow(a authority, key string, answered store.Record) {
+func (e *Engine) shadow(key string, answered store.Record) {
 	if e.stats.shadowRunning.Add(1) > 32 {
 		e.stats.shadowRunning.Add(-1)
 		return
@@ -178,10 +178,8 @@ func (e *Engine) shadow(a authority, key string, answered store.Record) {
 			o = &again
 		}
 		if n, m, err := e.flow.LoadMarked(ctx, key); err == nil && m.Kind == store.NoMarker && n.Version() != o.Version() {
+			// Not copied again: it may be a foreign write, and the gate into sync goes by what was not copied.
 			e.stats.shadowDifferent.Add(1)
-			if a.phase == DualWrite {
-				e.copySoon(key)
-			}
 			return
 		}
 		e.stats.shadowSame.Add(1)

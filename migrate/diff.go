@@ -247,52 +247,55 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	return report, nil
 }
 
-// Foreign is what a sweep for foreign writers saw.
+// Foreign is what a watch for foreign writers saw.
 type Foreign struct {
 	Window   time.Duration
 	Watched  int
 	Changed  int // written by somebody else
-	Unknown  int // changed, and this gateway cannot know whether it was itself
-	Vanished int // gone, not overdue, and not by this gateway
+	Unknown  int // not readable: somebody has held its lock all the time
+	Vanished int // gone, not overdue, and not through a gateway
 }
 
-// foreignWriters watches the origin for a while: what changes there, and no gateway wrote, somebody else wrote.
+// foreignWriters watches the origin for a while in dual-write. Whatever a gateway writes there it copies to the target,
+// so what has changed and is not the same in the target a moment later, somebody else wrote.
 func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Foreign, err error) {
 	f.Window = window
+	a, err := e.current()
+	if err != nil {
+		return f, err
+	}
+	if !a.lease || a.phase != DualWrite {
+		return f, &UsageError{"foreign writers are looked for in dual-write, not in " + a.phase.String()}
+	}
 	// A session is two numbers here, so that ten million fit into memory.
 	type state struct {
 		is      uint64 // a hash of version and deadline
 		expires int64  // in ms
 	}
+	const unreadable = 1
 	var mu sync.Mutex // guards what the workers fill
 	look := func(each func(key string, now state)) error {
 		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
 			for _, key := range keys {
-				octx, cancel := context.WithTimeout(ctx, e.opt.Times.Bound)
+				octx, cancel := context.WithTimeout(ctx, a.times.Bound)
 				rec, err := e.origin.Inspect(octx, key)
 				cancel()
-				if errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid) {
+				now := state{sessionHash(string(rec.Version()) + rec.Expires.String()), rec.Expires.UnixMilli()}
+				switch {
+				case errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid):
 					continue
+				case err != nil && ctx.Err() != nil:
+					return err
+				case err != nil:
+					now = state{is: unreadable}
 				}
-				if err != nil {
-					if ctx.Err() != nil {
-						return err
-					}
-					// Our own locks do not keep us from reading: this one is somebody else's.
-					mu.Lock()
-					f.Changed++
-					mu.Unlock()
-					continue
-				}
-				is := sessionHash(string(rec.Version()) + rec.Expires.String())
 				mu.Lock()
-				each(key, state{is, rec.Expires.UnixMilli()})
+				each(key, now)
 				mu.Unlock()
 			}
 			return nil
 		}, func(store.Page) error { return ctx.Err() })
 	}
-	start := time.Now().Add(-e.opt.Times.Bound)
 	before := map[uint64]state{}
 	if err := look(func(key string, now state) { before[sessionHash(key)] = now }); err != nil {
 		return f, err
@@ -300,28 +303,55 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	if !sleep(ctx, window) {
 		return f, ctx.Err()
 	}
-	blame := func(session uint64, other *int) {
-		switch wrote, sure := e.written.since(session, start); {
-		case wrote:
-		case !sure:
-			f.Unknown++
-		default:
-			*other++
-		}
-	}
+	suspects := map[string]diffKind{}
 	if err := look(func(key string, now state) {
 		f.Watched++
-		session := sessionHash(key)
-		if was, known := before[session]; !known || was != now {
-			blame(session, &f.Changed)
+		if was, known := before[sessionHash(key)]; !known || was != now || now.is == unreadable {
+			suspects[key] = diffMismatch
 		}
-		delete(before, session)
+		delete(before, sessionHash(key))
 	}); err != nil {
 		return f, err
 	}
 	for session, was := range before {
-		if was.expires > time.Now().UnixMilli() { // what is overdue a collector may take
-			blame(session, &f.Vanished)
+		if was.expires <= time.Now().UnixMilli() {
+			delete(before, session) // what is overdue a collector may take
+		}
+	}
+	if len(before) > 0 { // gone from the origin: what a gateway destroyed is gone from the target, too
+		if _, err := e.ownKeys(ctx, 0, func(keys []string) error {
+			for _, key := range keys {
+				if _, gone := before[sessionHash(key)]; gone {
+					suspects[key] = diffExtra
+				}
+			}
+			return nil
+		}); err != nil {
+			return f, err
+		}
+	}
+	for round := 0; round < 5 && len(suspects) > 0; round++ { // a copy may be under way
+		if round > 0 && !sleep(ctx, 100*time.Millisecond) {
+			return f, ctx.Err()
+		}
+		for key := range suspects {
+			kind, _, err := e.compare(ctx, a, key, time.Second)
+			if err != nil {
+				return f, err
+			}
+			if suspects[key] = kind; kind == diffSame || kind == diffOverdue {
+				delete(suspects, key)
+			}
+		}
+	}
+	for _, kind := range suspects {
+		switch kind {
+		case diffUnreadable:
+			f.Unknown++
+		case diffExtra:
+			f.Vanished++
+		default:
+			f.Changed++
 		}
 	}
 	return f, nil

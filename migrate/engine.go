@@ -29,8 +29,8 @@ import (
 type Options struct {
 	// Workflow is the name of the workflow. Default "default".
 	Workflow string
-	// Gateway names this engine in leases and reports. It must be unique in the fleet; nothing is inherited by it.
-	// Default: host name and a random suffix.
+	// Gateway names this engine in leases and reports, with a random suffix: a process that drains and the one that
+	// takes its place are two. Default: the host's name.
 	Gateway string
 	// Times are what `create` writes into the control record, and what holds before one is known. Default:
 	// DefaultTimes(2 s).
@@ -38,6 +38,9 @@ type Options struct {
 	// OwnsKey reports whether a key can be a session of this site; nil: every key. Nothing else is ever removed from
 	// the target.
 	OwnsKey func(key string) bool
+	// Prefix is what the names of this site's sessions begin with in the target. Two workflows whose prefixes overlap
+	// would remove each other's sessions, so one target takes only one of them.
+	Prefix string
 	// ShadowShare is the share of reads in dual-write and sync that are compared with the target, 0 to 1. Default
 	// 0.05; negative: none.
 	ShadowShare float64
@@ -87,8 +90,6 @@ type Engine struct {
 	renewNow chan struct{}
 	markNow  chan struct{}
 	copies   *copyQueue
-	recent   *recentWrites
-	written  *ownWrites
 	stats    counters
 	jobs     jobRunner
 	stepping sync.Mutex // one command at a time in this process
@@ -108,8 +109,9 @@ func New(origin store.Origin, target store.Target, opt Options) (*Engine, error)
 		if err != nil {
 			host = "gateway"
 		}
-		opt.Gateway = host + "-" + rand.Text()[:6]
+		opt.Gateway = host
 	}
+	opt.Gateway += "-" + rand.Text()[:6]
 	if opt.Times == (Times{}) {
 		opt.Times = DefaultTimes(2 * time.Second)
 	}
@@ -141,8 +143,7 @@ func New(origin store.Origin, target store.Target, opt Options) (*Engine, error)
 		log:  opt.Logger.With("workflow", opt.Workflow),
 		lazy: origin.Capabilities().LazyExpiry, cond: origin.Capabilities().Conditional,
 		running: map[uint64]int{}, queues: map[string]chan struct{}{}, locks: map[string]*heldLock{},
-		changed: make(chan struct{}), renewNow: make(chan struct{}, 1), markNow: make(chan struct{}, 1),
-		recent: newRecentWrites(), written: newOwnWrites()}
+		changed: make(chan struct{}), renewNow: make(chan struct{}, 1), markNow: make(chan struct{}, 1)}
 	e.copies = newCopyQueue(opt.Queue)
 	e.auth.times = opt.Times
 	e.life, e.stop = context.WithCancel(context.Background())
@@ -161,6 +162,9 @@ func (e *Engine) Close() error {
 	e.mu.Unlock()
 	e.stop()
 	e.wg.Wait()
+	e.mu.Lock()
+	e.auth.leaseUntil = time.Time{} // before it is dropped: nobody waits for this gateway any more
+	e.mu.Unlock()
 	if e.hasWorkflow() {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		defer cancel()
@@ -263,8 +267,8 @@ type report struct {
 	Running  int              `json:"running"`        // operations that hold back the next epoch
 	LocksO   int              `json:"locks_o"`        // application locks held in the origin alone
 	LocksN   int              `json:"locks_n"`        // application locks held in the target alone
-	Lost     bool             `json:"lost,omitempty"` // it does not find its last acknowledged writes in the target
-	Instance string           `json:"instance"`       // the target's run id that this gateway has verified
+	Lost     bool             `json:"lost,omitempty"` // the target has forgotten steps that it had answered to this gateway
+	Instance string           `json:"instance"`       // the target's run id, as this gateway last saw it
 	Identity string           `json:"identity"`       // the origin that this gateway sees
 	Version  string           `json:"version,omitempty"`
 	Counters map[string]int64 `json:"counters,omitempty"`

@@ -165,7 +165,9 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 		if err != nil {
 			return nil, err
 		}
-		add(Gate{Name: "debt", Open: u.Aheads == 0 && mark.Seal.Floor != store.FloorRampDown, Hard: true, Waiting: true,
+		// A seal above C's epoch is that of a step up which was never taken, and now never will be.
+		behind := mark.Seal.Floor == store.FloorRampDown && mark.Seal.Epoch <= c.Epoch
+		add(Gate{Name: "debt", Open: u.Aheads == 0 && !behind, Hard: true, Waiting: true,
 			Value: fmt.Sprintf("%d ahead; floor %s", u.Aheads, mark.Seal.Floor), Remedy: "the origin has to take what it is owed; is it reachable?"})
 	case to == DualWrite && !up:
 		add(Gate{Name: "locks", Open: locksN == 0, Hard: true, Waiting: true, Value: fmt.Sprintf("%d held in the target alone", locksN)})
@@ -245,7 +247,7 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 	opt.say("watching the origin for foreign writers (%v), comparing both stores", window)
 	f, err := e.foreignWriters(ctx, max(window, opt.Soak))
 	add(Gate{Name: "foreign writers", Open: err == nil && f.Changed+f.Unknown+f.Vanished == 0,
-		Value: evidence(err, fmt.Sprintf("%d sessions watched for %v: %d written, %d removed by somebody else, %d unclear",
+		Value: evidence(err, fmt.Sprintf("%d sessions watched for %v: %d written, %d removed by somebody else, %d locked all the time",
 			f.Watched, f.Window, f.Changed, f.Vanished, f.Unknown)),
 		Remedy: "point every application server at the gateway, then lock the origin against the rest (docs/php.md, \"lock-out\")"})
 	d, err := e.Diff(ctx, DiffOptions{Repair: true})

@@ -302,9 +302,9 @@ func (v *faultyFlow) SwapControl(ctx context.Context, old, next []byte) error {
 	return v.f.call("swapcontrol", "", func() error { return v.Workflow.SwapControl(ctx, old, next) })
 }
 
-func (v *faultyFlow) Renew(ctx context.Context, g string, info []byte, life time.Duration) (b []byte, err error) {
-	err = v.f.call("renew", g, func() error { b, err = v.Workflow.Renew(ctx, g, info, life); return err })
-	return b, err
+func (v *faultyFlow) Renew(ctx context.Context, g string, info []byte, life time.Duration) (r store.Renewal, err error) {
+	err = v.f.call("renew", g, func() error { r, err = v.Workflow.Renew(ctx, g, info, life); return err })
+	return r, err
 }
 
 func (v *faultyFlow) Leases(ctx context.Context) (l []store.Lease, err error) {
@@ -329,6 +329,10 @@ func (v *faultyFlow) Settle(ctx context.Context, key string, op store.Op) (b sto
 
 func (v *faultyFlow) Commit(ctx context.Context, key string, op store.Op, r *store.Record) error {
 	return v.f.call("commit", key, func() error { return v.Workflow.Commit(ctx, key, op, r) })
+}
+
+func (v *faultyFlow) CommitRead(ctx context.Context, key string, op store.Op, r *store.Record) error {
+	return v.f.call("commit", key, func() error { return v.Workflow.CommitRead(ctx, key, op, r) })
 }
 
 func (v *faultyFlow) Withdraw(ctx context.Context, key string, op store.Op) error {
@@ -377,4 +381,52 @@ func (v *faultyFlow) Same(ctx context.Context, epoch uint64, entries []store.Ent
 func (v *faultyFlow) Unsettled(ctx context.Context, limit int) (u store.Unsettled, err error) {
 	err = v.f.call("unsettled", "", func() error { u, err = v.Workflow.Unsettled(ctx, limit); return err })
 	return u, err
+}
+
+// A freezer stops a gateway as SIGSTOP does: nothing that it sends is sent until it goes on.
+type freezer struct {
+	mu   sync.Mutex
+	gate chan struct{} // nil while it runs
+}
+
+func (f *freezer) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gate = make(chan struct{})
+}
+
+func (f *freezer) goOn() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.gate)
+	f.gate = nil
+}
+
+func (f *freezer) wait(string, string) error {
+	f.mu.Lock()
+	gate := f.gate
+	f.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	return nil
+}
+
+// view starts a gateway that has its own view of both stores, for faults that are its alone.
+func (w *world) view(change ...func(*Options)) (g *Engine, origin *faulty, target *faultyTarget) {
+	w.t.Helper()
+	o, n := w.origin, w.target
+	defer func() { w.origin, w.target = o, n }()
+	w.origin, w.target = &faulty{Origin: o.Origin}, &faultyTarget{Target: n.Target}
+	return w.gateway(change...), w.origin, w.target
+}
+
+// freezable starts a gateway that can be stopped.
+func (w *world) freezable(change ...func(*Options)) (*Engine, *freezer) {
+	w.t.Helper()
+	f := &freezer{}
+	g, o, n := w.view(change...)
+	o.set(f.wait, nil)
+	n.set(f.wait, nil)
+	return g, f
 }

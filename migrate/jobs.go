@@ -460,7 +460,7 @@ func (e *Engine) reconcileKey(ctx context.Context, a authority, key string) erro
 		s.giveUp(ctx, true) // they differ: readers shall go on asking the origin
 		return err
 	}
-	if err := s.commit(ctx, s.o); err != nil {
+	if err := s.commitRead(ctx); err != nil {
 		return fmt.Errorf("%w: %w", errAgain, err)
 	}
 	return nil

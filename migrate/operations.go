@@ -16,11 +16,6 @@ func (e *Engine) Load(ctx context.Context, key string) (store.Record, error) {
 	return e.read(ctx, key, store.Store.Load)
 }
 
-// Inspect implements store.Store.
-func (e *Engine) Inspect(ctx context.Context, key string) (store.Record, error) {
-	return e.read(ctx, key, store.Store.Inspect)
-}
-
 type reader func(store.Store, context.Context, string) (store.Record, error)
 
 func (e *Engine) read(ctx context.Context, key string, from reader) (rec store.Record, err error) {
@@ -35,7 +30,7 @@ func (e *Engine) read(ctx context.Context, key string, from reader) (rec store.R
 			return errAgain
 		}
 		if err == nil && a.lease && (a.phase == DualWrite || a.phase == Sync) && rand.Float64() < e.opt.ShadowShare {
-			e.shadow(a, key, rec)
+			e.shadow(key, rec)
 		}
 		return err
 	})
@@ -65,6 +60,27 @@ func (e *Engine) readUnder(ctx context.Context, a authority, key string, from re
 		return store.Record{}, store.ErrAbsent
 	}
 	return *rec, nil
+}
+
+// Inspect implements store.Store.
+func (e *Engine) Inspect(ctx context.Context, key string) (rec store.Record, err error) {
+	for {
+		rec, err = e.read(ctx, key, store.Store.Inspect)
+		if err != nil || !rec.Expires.IsZero() {
+			return rec, err
+		}
+		// Value and marker came in one command, which does not tell the deadline. It is asked for behind them, and
+		// counts if it is that of the same value.
+		n, err := e.target.Inspect(ctx, key)
+		switch {
+		case err == nil && n.Version() == rec.Version():
+			return n, nil
+		case err != nil && !errors.Is(err, store.ErrAbsent):
+			return store.Record{}, err
+		case store.Gone(ctx) != nil:
+			return store.Record{}, store.Gone(ctx)
+		}
+	}
 }
 
 // again makes serve run an operation once more that certainly did not happen, unless it was refused for good.
@@ -124,7 +140,6 @@ func (e *Engine) originWrite(ctx context.Context, a authority, key string, rec *
 	if err != nil {
 		return existed, err
 	}
-	e.written.note(key)
 	if a.phase == DualWrite {
 		e.copySoon(key)
 	}
@@ -177,7 +192,6 @@ func (e *Engine) Touch(ctx context.Context, key string, expires time.Time) error
 		defer cancel()
 		err := e.originUnder(a).Touch(octx, key, expires)
 		if err == nil {
-			e.written.note(key)
 			if a.phase == DualWrite {
 				e.copySoon(key)
 			}
@@ -210,7 +224,6 @@ func (e *Engine) touchBoth(ctx context.Context, a authority, key string, expires
 	if err != nil && !errors.Is(err, store.ErrAbsent) {
 		return err
 	}
-	e.written.note(key)
 	if inOrigin := err == nil; inOrigin != present && guard.On(guard.Touch) {
 		e.stats.touchEscalations.Add(1)
 		return e.escalate(ctx, a, key, expires)
@@ -234,9 +247,7 @@ func (e *Engine) Lock(ctx context.Context, key, token string, life time.Duration
 		}
 		if inTarget {
 			if err := e.target.Lock(ctx, key, token, life); err != nil {
-				if inOrigin {
-					e.unlockOrigin(key, token)
-				}
+				e.releaseHalves(key, token, inOrigin, store.Failed(err)) // the target may have it, and only its answer be lost
 				if store.Failed(err) && a.phase.strict() {
 					return e.again(err)
 				}
@@ -261,8 +272,6 @@ type heldLock struct {
 	origin, target bool // which halves were taken
 	until          time.Time
 }
-
-func (e *Engine) unlockOrigin(key, token string) { e.releaseHalves(key, token, true, false) }
 
 func (e *Engine) releaseHalves(key, token string, origin, target bool) {
 	ctx, cancel := context.WithTimeout(e.life, time.Second)

@@ -29,8 +29,7 @@ func (e *Engine) ahead(ctx context.Context, a authority, key string, write func(
 			if ahead.Mine {
 				e.propagateSoon(a, key, op, ahead, sent)
 			}
-			e.remember(a, key, ahead.Record)
-			if time.Since(sent) >= a.times.Marker || !e.look(a) {
+			if elapsed(sent, time.Now()) >= a.times.Marker || !e.look(a) {
 				return ahead.Existed, errGap
 			}
 			return ahead.Existed, nil
@@ -45,7 +44,7 @@ func (e *Engine) ahead(ctx context.Context, a authority, key string, write func(
 				}
 			}
 			if !sleep(ctx, min(busy.Left+time.Millisecond, time.Millisecond<<min(try, 5))) {
-				return false, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+				return false, fmt.Errorf("%w: %v", store.ErrUnavailable, err) // not a conflict of the caller's
 			}
 		case store.OutcomeOf(err) == store.OutcomeUnavailable:
 			return false, e.again(err)
@@ -82,7 +81,6 @@ func (e *Engine) touchAhead(ctx context.Context, a authority, key string, expire
 	e.follow(a, func(ctx context.Context) {
 		octx, cancel := context.WithTimeout(ctx, a.times.Bound)
 		defer cancel()
-		e.written.note(key)
 		if e.origin.Touch(octx, key, expires) == nil {
 			return
 		}
@@ -136,6 +134,9 @@ func (e *Engine) propagate(ctx context.Context, a authority, key string, op stor
 		next, done, err := e.flow.Propagated(ctx, key, op, ahead.Version)
 		switch {
 		case errors.Is(err, store.ErrLost):
+			if elapsed(sent, time.Now()) >= a.times.Marker {
+				e.settleLate(key)
+			}
 			return nil // somebody took it over: theirs now
 		case err != nil:
 			return err
@@ -147,8 +148,18 @@ func (e *Engine) propagate(ctx context.Context, a authority, key string, op stor
 	}
 }
 
-// follows makes rec (nil: absence) the origin's value.
+// follows makes rec (nil: absence) the origin's value. What the origin can never hold it does not wait for.
 func (e *Engine) follows(ctx context.Context, key string, rec *store.Record) error {
+	err := e.followsOnce(ctx, key, rec)
+	if errors.Is(err, store.ErrInvalid) {
+		e.stats.unfit.Add(1)
+		e.log.Warn("a session that the origin cannot hold stays in the target alone", "session", e.hash(key), "error", err)
+		return nil
+	}
+	return err
+}
+
+func (e *Engine) followsOnce(ctx context.Context, key string, rec *store.Record) error {
 	e.arrow(ctx, "read origin", key)
 	held, err := e.origin.Inspect(ctx, key)
 	var v0 store.Version
@@ -159,16 +170,12 @@ func (e *Engine) follows(ctx context.Context, key string, rec *store.Record) err
 		return err
 	}
 	e.arrow(ctx, "write", key)
-	e.written.note(key)
-	if rec == nil {
+	if rec == nil || !rec.Expires.After(time.Now()) { // over meanwhile: what the origin holds is older still
 		if v0 == store.Absent {
 			return nil
 		}
 		_, err := e.origin.Delete(ctx, key, store.IfVersion(v0))
 		return err
-	}
-	if !rec.Expires.After(time.Now()) {
-		return nil // over meanwhile; expiry never propagates
 	}
 	if v0 == rec.Version() {
 		err := e.origin.Touch(ctx, key, rec.Expires)

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -31,6 +32,9 @@ func (e *Engine) leaseLoop() {
 
 		e.mu.Lock()
 		every := e.auth.times.Gateway / 5
+		if since := e.auth.lostSince; !since.IsZero() && time.Since(since) < 2*e.auth.times.Gateway {
+			every = min(every, 50*time.Millisecond) // others may be asking the same
+		}
 		e.mu.Unlock()
 		t := time.NewTimer(every)
 		select {
@@ -59,13 +63,21 @@ func (e *Engine) renew(ctx context.Context) error {
 	}
 	for range 3 { // a reconnect in the middle makes the answer worthless; then ask again at once
 		asked, generation := time.Now(), e.target.Generation()
+		e.mu.Lock()
+		e.auth.asked = generation
+		e.mu.Unlock()
 		ask, cancel := context.WithTimeout(ctx, times.Gateway/2)
-		b, err := e.flow.Renew(ask, e.opt.Gateway, e.report().encode(), times.Gateway)
+		r, err := e.flow.Renew(ask, e.opt.Gateway, e.report().encode(), times.Gateway)
 		cancel()
 		if err != nil {
 			return err
 		}
-		c, err := parseControl(b)
+		if r.Forgot { // it is said once
+			e.mu.Lock()
+			e.auth.forgot, e.auth.generation = true, 0
+			e.mu.Unlock()
+		}
+		c, err := parseControl(r.Control)
 		if err != nil {
 			return err
 		}
@@ -86,49 +98,75 @@ func (e *Engine) control(ctx context.Context, t Times) (*Control, error) {
 // judge decides whether what the target just said comes from the target that this gateway knows, and adopts it then.
 func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generation uint64) error {
 	e.mu.Lock()
-	known, verified := e.auth.control, e.auth.generation == generation
+	s := &e.auth
+	known, verified, instance := s.control, s.generation == generation && !s.forgot, s.instance
 	e.mu.Unlock()
-	if known != nil && known.Purged {
+	switch {
+	case known != nil && known.Purged:
 		return nil // the move is over: the target is a store like any other
+	case c == nil && known == nil:
+		return nil
+	case c == nil:
+		return e.noControl(ctx)
+	case known != nil && c.Epoch < known.Epoch:
+		return e.otherMemory(ctx, c, errors.New("its control record is older than the one that this gateway knows"))
 	}
-	older := c == nil || known != nil && c.Epoch < known.Epoch
-	if !older && !verified && !c.Purged {
+	if !verified && !c.Purged {
 		ask, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)
 		defer cancel()
-		instance, err := e.target.Instance(ask)
-		if err != nil {
+		var err error
+		if instance, err = e.target.Instance(ask); err != nil {
 			return err
 		}
+		e.mu.Lock()
+		s.instance = instance
+		// What this gateway was told matters no more where it has served nothing yet, or where a step was taken without
+		// it on the target as it is now.
+		if known == nil || c.Cancelled || c.Epoch > known.Epoch && c.Instance == instance {
+			s.forgot = false
+		}
+		forgot := s.forgot
+		e.mu.Unlock()
+		if forgot && guard.On(guard.Memory) {
+			return e.otherMemory(ctx, c, errors.New("it does not know the last steps that it had answered to this gateway"))
+		}
 		if instance != c.Instance {
-			if err := e.vouch(ask, c, instance); err != nil {
-				return e.otherMemory(ctx, c, err)
+			switch why, err := e.vouch(ask, c, instance); {
+			case err != nil:
+				return err
+			case why != nil:
+				return e.otherMemory(ctx, c, why)
 			}
 			c.Instance = instance
 		}
 	}
-	if older {
-		if c == nil && known != nil && known.Cancelled {
-			e.mu.Lock()
-			e.auth.control, e.auth.leaseUntil, e.auth.times = nil, time.Time{}, e.opt.Times
-			e.wake()
-			e.mu.Unlock()
-			e.log.Info("the workflow was cancelled")
-			return e.flow.DropLease(ctx, e.opt.Gateway)
-		}
-		if c == nil && known == nil {
-			return nil
-		}
-		return e.otherMemory(ctx, c, errors.New("the control record is missing or older than the one that this gateway knows"))
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := &e.auth
 	if !s.hasLease(asked, generation) {
 		s.leaseSince = asked
 	}
 	s.leaseUntil, s.generation = asked.Add(c.Times.Gateway), generation
+	s.leaseLast = s.leaseUntil
 	e.adopt(c)
 	return nil
+}
+
+// noControl deals with a control record that is gone: with the workflow, where the origin is nobody's any more, and
+// otherwise with the target's memory.
+func (e *Engine) noControl(ctx context.Context) error {
+	e.refreshMark(ctx)
+	e.mu.Lock()
+	s := &e.auth
+	if s.markErr != nil || s.mark.Seal.Workflow == e.opt.Workflow || s.mark.Seal.Floor != store.FloorNone {
+		e.mu.Unlock()
+		return e.otherMemory(ctx, nil, errors.New("its control record is missing"))
+	}
+	s.control, s.leaseUntil, s.lostSince, s.forgot, s.times = nil, time.Time{}, time.Time{}, false, e.opt.Times
+	e.checkIdentity()
+	e.wake()
+	e.mu.Unlock()
+	e.log.Info("the workflow was cancelled")
+	return e.flow.DropLease(ctx, e.opt.Gateway)
 }
 
 // adopt makes c what new operations go by. Callers hold mu.
@@ -136,7 +174,7 @@ func (e *Engine) adopt(c *Control) {
 	s := &e.auth
 	old := s.control
 	s.control, s.times = c, c.Times
-	s.lostSince = time.Time{}
+	s.lostSince, s.lostTold, s.forgot = time.Time{}, false, false
 	if old == nil || old.Epoch != c.Epoch || old.Phase != c.Phase {
 		e.log.Info("adopted", "phase", c.Phase.String(), "epoch", c.Epoch)
 		e.renewSoon() // to report it
@@ -159,7 +197,7 @@ func (e *Engine) adopt(c *Control) {
 func (e *Engine) report() report {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := report{Identity: e.auth.mark.Identity, LocksO: 0}
+	r := report{Identity: e.auth.mark.Identity, Instance: e.auth.instance, Lost: e.auth.forgot}
 	for _, l := range e.locks {
 		switch {
 		case l.origin && !l.target:
@@ -169,7 +207,6 @@ func (e *Engine) report() report {
 		}
 	}
 	if c := e.auth.control; c != nil {
-		r.Instance = c.Instance
 		for epoch, n := range e.running {
 			if epoch < c.Epoch {
 				r.Running += n
@@ -183,47 +220,56 @@ func (e *Engine) report() report {
 	return r
 }
 
-// vouch checks, for a target that runs under another id, that nothing of what this gateway had acknowledged is
-// missing, and then writes the new id into the control record. A run id that changed is no loss by itself: Redis may
-// come back from its disk with everything, or without the last second.
-func (e *Engine) vouch(ctx context.Context, c *Control, instance string) error {
+// vouch decides for a target that runs under another id whether it has forgotten anything, and writes the new id into the
+// control record if not. A run id that changed is no loss by itself: Redis may come back from its disk with everything,
+// or without the last second.
+//
+// Its memory is a prefix of its history. This gateway's last step is there, or its renewal would have said so, and so is
+// everything that anybody was answered before. What was answered later was answered to gateways that had a lease at that
+// time; they stand in that memory, and each has to say for itself that it misses nothing. why is what speaks against it.
+func (e *Engine) vouch(ctx context.Context, c *Control, instance string) (why, err error) {
 	e.mu.Lock()
-	known := e.auth.control
+	known, last := e.auth.control, e.auth.leaseLast
 	e.mu.Unlock()
-	if known == nil {
-		return errors.New("the target was restarted, and this gateway was not there to know whether it lost anything")
+	if !guard.On(guard.Memory) {
+		return nil, nil
 	}
-	if c.Epoch != known.Epoch {
-		return errors.New("the target was restarted during a step")
+	if known == nil || last.IsZero() {
+		return &waitError{"the target was restarted, and this gateway was not there to know whether it forgot anything"}, nil
 	}
-	if fence, err := e.flow.Fence(ctx); err != nil {
-		return err
-	} else if fence == 0 || c.Done && fence < c.Epoch {
-		return errors.New("the target was restarted and its fence is older than its control record")
-	}
+	asked := time.Now()
 	leases, err := e.flow.Leases(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, l := range leases {
-		if l.Gateway != e.opt.Gateway && l.Left > -c.Times.Gateway {
-			return fmt.Errorf("the target was restarted while gateway %s served, too", l.Gateway)
+		if l.Gateway == e.opt.Gateway || asked.Add(l.Left).Before(last.Add(-c.Times.Gateway)) {
+			continue // it was over when this gateway renewed its own for the last time
+		}
+		var r report
+		if err := json.Unmarshal(l.Info, &r); err != nil {
+			return fmt.Errorf("gateway %s reports what this version cannot read: %w", l.Gateway, err), nil
+		}
+		switch {
+		case r.Instance != instance:
+			return &waitError{fmt.Sprintf("the target was restarted: gateway %s has not said whether it forgot anything "+
+				"(`sessile migrate forget-gateway %s` if it will not come back)", l.Gateway, l.Gateway)}, nil
+		case r.Lost:
+			return fmt.Errorf("it does not know the last steps that it had answered to gateway %s", l.Gateway), nil
 		}
 	}
-	if missing, err := e.recent.missing(ctx, e.flow); err != nil {
-		return err
-	} else if missing > 0 {
-		return fmt.Errorf("the target was restarted and lost at least %d acknowledged writes", missing)
-	}
-	_, err = updateControl(ctx, e.flow, func(c *Control) error {
-		c.Instance = instance
-		c.note(LogEntry{What: "the target was restarted; every acknowledged write is there", By: e.opt.Gateway})
+	_, err = updateControl(ctx, e.flow, func(now *Control) error {
+		if now.Epoch != c.Epoch || now.Instance != c.Instance {
+			return errOvertaken
+		}
+		now.Instance = instance
+		now.note(LogEntry{What: "the target was restarted and has forgotten nothing", By: e.opt.Gateway})
 		return nil
 	})
 	if err == nil {
-		e.log.Info("the target was restarted; every acknowledged write is there")
+		e.log.Info("the target was restarted and has forgotten nothing")
 	}
-	return err
+	return nil, err
 }
 
 // otherMemory is PROTOCOL.md 3, "N with another memory": wait one lease, since the target has forgotten to whom it gave
@@ -235,15 +281,19 @@ func (e *Engine) otherMemory(ctx context.Context, c *Control, why error) error {
 	if s.lostSince.IsZero() {
 		s.lostSince = time.Now()
 		e.wake()
-		e.stats.otherMemory.Add(1)
-		e.mu.Unlock()
-		e.alarm("the target has come back with another memory", "why", why)
-		e.mu.Lock()
 	}
-	waited, known, times := time.Since(s.lostSince), s.control, s.times
-	e.mu.Unlock()
+	waited, known, times, told := time.Since(s.lostSince), s.control, s.times, s.lostTold
 	if known == nil && c != nil {
 		times = c.Times
+	}
+	// As long as it may turn out that nothing is lost there is nothing to tell.
+	waits := (*waitError)(nil)
+	tell := !told && (!errors.As(why, &waits) || waited >= times.Gateway)
+	s.lostTold = told || tell
+	e.mu.Unlock()
+	if tell {
+		e.stats.otherMemory.Add(1)
+		e.alarm("the target has come back with another memory", "why", why)
 	}
 	if waited < times.Gateway {
 		return fmt.Errorf("%w; waiting one lease", why)
@@ -284,7 +334,7 @@ func (e *Engine) toDualWrite(ctx context.Context, c *Control, phase Phase, why s
 	if err != nil {
 		return err
 	}
-	next := Control{Format: 1, Workflow: e.opt.Workflow, Times: times, Identity: mark.Identity, Created: time.Now().UTC()}
+	next := Control{Format: 1, Workflow: e.opt.Workflow, Prefix: e.opt.Prefix, Times: times, Identity: mark.Identity, Created: time.Now().UTC()}
 	var old []byte
 	if c != nil {
 		next, old = *c, c.raw
@@ -307,7 +357,7 @@ func (e *Engine) toDualWrite(ctx context.Context, c *Control, phase Phase, why s
 		return err // somebody else was first, or it is found again at the next renewal
 	}
 	e.mu.Lock()
-	e.auth.generation = 0 // verify anew, by the record just written
+	e.auth.generation, e.auth.forgot = 0, false // verify anew, by the record just written
 	e.auth.control = &next
 	e.renewSoon()
 	e.mu.Unlock()

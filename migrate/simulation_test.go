@@ -157,6 +157,13 @@ func (l *lateFlow) Commit(ctx context.Context, key string, op store.Op, rec *sto
 	return l.Workflow.Commit(ctx, key, op, rec)
 }
 
+func (l *lateFlow) CommitRead(ctx context.Context, key string, op store.Op, rec *store.Record) error {
+	if err := l.later("commit", key, func(ctx context.Context) { _ = l.Workflow.CommitRead(ctx, key, op, rec) }); err != nil {
+		return err
+	}
+	return l.Workflow.CommitRead(ctx, key, op, rec)
+}
+
 func (l *lateFlow) WriteAhead(ctx context.Context, key string, op store.Op, rec *store.Record, c store.Condition) (store.Ahead, error) {
 	if err := l.later("writeahead", key, func(ctx context.Context) { _, _ = l.Workflow.WriteAhead(ctx, key, op, rec, c) }); err != nil {
 		return store.Ahead{}, err

@@ -205,6 +205,9 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 	case p.TargetKeys > 0:
 		p.Blockers = append(p.Blockers, fmt.Sprintf("the target holds %d sessions of this site that no workflow put there", p.TargetKeys))
 	}
+	if err := e.alone(ctx); err != nil && p.TargetOK {
+		p.Blockers = append(p.Blockers, err.Error())
+	}
 	mark, err := e.origin.Mark(ctx)
 	switch {
 	case err != nil:

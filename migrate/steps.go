@@ -87,9 +87,15 @@ func (e *Engine) Create(ctx context.Context, opt StepOptions) error {
 		opt.say("workflow %s exists, in phase %s", c.Workflow, c.Phase)
 		return nil
 	}
-	if mark.Seal.Floor != store.FloorNone {
+	switch seal := mark.Seal; {
+	case seal.Floor != store.FloorNone:
 		return &UsageError{fmt.Sprintf("the origin is sealed (floor %s) by workflow %q, whose control record is not in this target: "+
-			"is it the right target? If its data is lost, see `sessile migrate repair`", mark.Seal.Floor, mark.Seal.Workflow)}
+			"is it the right target? If its data is lost, see `sessile migrate repair`", seal.Floor, seal.Workflow)}
+	case seal.Workflow != "" && seal.Workflow != e.opt.Workflow:
+		return &UsageError{fmt.Sprintf("the origin belongs to workflow %q: `sessile migrate cancel --workflow %s` first", seal.Workflow, seal.Workflow)}
+	}
+	if err := e.alone(ctx); err != nil {
+		return err
 	}
 	found, err := e.ownKeys(ctx, 1000, nil)
 	if err != nil {
@@ -107,29 +113,53 @@ func (e *Engine) Create(ctx context.Context, opt StepOptions) error {
 	if err != nil {
 		return err
 	}
-	if mark.Identity == "" {
-		next := mark
-		next.Identity = rand.Text()
-		if err := e.origin.SwapMark(ctx, mark, next); err != nil {
-			return fmt.Errorf("the origin's identity cannot be written: %w", err)
-		}
-		mark = next
-	}
-	if err := e.flow.Purge(ctx); err != nil { // what an earlier run left
+	// The origin learns whose it is first: whoever finds it so, and no control record, knows that one was lost.
+	fence, err := e.flow.Fence(ctx) // left from an earlier run
+	if err != nil {
 		return err
 	}
-	next := Control{Format: 1, Workflow: e.opt.Workflow, Epoch: mark.Seal.Epoch + 1, Phase: Off, Done: true,
-		Times: e.opt.Times, Instance: instance, Identity: mark.Identity, Created: time.Now().UTC()}
+	owned := mark
+	if owned.Identity == "" {
+		owned.Identity = rand.Text()
+	}
+	owned.Seal.Workflow, owned.Seal.Epoch = e.opt.Workflow, max(mark.Seal.Epoch, fence)+1
+	if err := e.origin.SwapMark(ctx, mark, owned); err != nil {
+		return fmt.Errorf("the origin's identity cannot be written: %w", err)
+	}
+	e.refreshMark(ctx)
+	next := &Control{Format: 1, Workflow: e.opt.Workflow, Epoch: owned.Seal.Epoch, Phase: Off, Times: e.opt.Times,
+		Prefix: e.opt.Prefix, Instance: instance, Identity: owned.Identity, Created: time.Now().UTC()}
 	next.note(LogEntry{What: "created", By: e.opt.Gateway})
-	if err := e.flow.RaiseFence(ctx, next.Epoch); err != nil {
-		return err
-	}
 	if err := e.flow.SwapControl(ctx, nil, next.encode()); err != nil {
 		return err
 	}
-	e.refreshMark(ctx)
-	e.renewNowAndWait(ctx)
-	opt.say("workflow %s created, in phase off", next.Workflow)
+	if _, err := e.awaitStep(ctx, next, opt); err != nil {
+		return err
+	}
+	opt.say("workflow %s created", next.Workflow)
+	return nil
+}
+
+// alone refuses a target in which another workflow has, or may have, sessions under names of ours.
+func (e *Engine) alone(ctx context.Context) error {
+	names, err := e.target.Workflows(ctx)
+	if err != nil {
+		return fmt.Errorf("the target's workflows cannot be listed: %w", err)
+	}
+	for _, name := range names {
+		if name == e.opt.Workflow {
+			continue
+		}
+		c, err := readControl(ctx, e.target.Workflow(name))
+		switch {
+		case err != nil:
+			return fmt.Errorf("workflow %q in the same target: %w", name, err)
+		case c == nil || !strings.HasPrefix(c.Prefix, e.opt.Prefix) && !strings.HasPrefix(e.opt.Prefix, c.Prefix):
+			continue
+		}
+		return &UsageError{fmt.Sprintf("workflow %q keeps its sessions in this target under the same names (they begin with %q): "+
+			"choose another database or --target-key", name, c.Prefix)}
+	}
 	return nil
 }
 
@@ -175,17 +205,8 @@ func (e *Engine) ownKeys(ctx context.Context, limit int, each func(keys []string
 // emptyTarget removes what the target holds of this site: before dual-write, so that nothing of an earlier attempt
 // is found there, and after cancel, so that a later gateway finds no logged-out session.
 func (e *Engine) emptyTarget(ctx context.Context, epoch uint64) (removed int, err error) {
-	for {
-		u, err := e.flow.Unsettled(ctx, 1000)
-		if err != nil {
-			return removed, err
-		}
-		if len(u.Keys) == 0 {
-			break
-		}
-		if _, err := e.flow.Remove(ctx, epoch, u.Keys); err != nil {
-			return removed, err
-		}
+	if err := e.removeMarked(ctx, epoch); err != nil {
+		return 0, err
 	}
 	_, err = e.ownKeys(ctx, 0, func(keys []string) error {
 		n, err := e.flow.Remove(ctx, epoch, keys)
@@ -193,6 +214,19 @@ func (e *Engine) emptyTarget(ctx context.Context, epoch uint64) (removed int, er
 		return err
 	})
 	return removed, err
+}
+
+// removeMarked removes every session from the target that has a marker, and the marker.
+func (e *Engine) removeMarked(ctx context.Context, epoch uint64) error {
+	for {
+		u, err := e.flow.Unsettled(ctx, 1000)
+		if err != nil || len(u.Keys) == 0 {
+			return err
+		}
+		if _, err := e.flow.Remove(ctx, epoch, u.Keys); err != nil {
+			return err
+		}
+	}
 }
 
 // SwitchTraffic takes the workflow up to phase to, step by step. What another process left half done it finishes.
@@ -228,29 +262,47 @@ func (e *Engine) Complete(ctx context.Context, opt StepOptions) error {
 			return err
 		}
 	}
-	if !c.Purged {
-		if _, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
-			return err
-		}
-		if err := e.flow.Purge(ctx); err != nil {
-			return err
-		}
-		e.renewNowAndWait(ctx)
+	if _, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
+		return err
 	}
+	if err := e.flow.Purge(ctx); err != nil { // once more, if an earlier run was killed just here
+		return err
+	}
+	e.renewNowAndWait(ctx)
 	opt.say("complete: applications may now be pointed at the target directly")
 	return nil
 }
 
 // Cancel walks down to off, removes from the target what the move put there, and forgets the workflow.
 func (e *Engine) Cancel(ctx context.Context, opt StepOptions) error {
+	err := e.cancel(ctx, opt)
+	for errors.Is(err, errOvertaken) && sleep(ctx, 100*time.Millisecond) { // down is where it goes, whoever leads
+		err = e.cancel(ctx, opt)
+	}
+	if err == nil || opt.DryRun {
+		return err
+	}
+	// Somebody else may have cancelled it meanwhile, or a run before this one, up to its last word.
+	c, cerr := readControl(ctx, e.flow)
+	mark, merr := e.origin.Mark(ctx)
+	if cerr != nil || merr != nil || c != nil || mark.Seal.Workflow == e.opt.Workflow {
+		return err
+	}
+	opt.say("there is no workflow %s", e.opt.Workflow)
+	return nil
+}
+
+func (e *Engine) cancel(ctx context.Context, opt StepOptions) error {
 	e.mu.Lock()
 	none := e.auth.control == nil
 	e.mu.Unlock()
 	if c, err := readControl(ctx, e.flow); err != nil {
 		return err
-	} else if c == nil && none {
-		opt.say("there is no workflow %s", e.opt.Workflow)
-		return nil
+	} else if c == nil && none && !opt.DryRun {
+		if err := e.disown(ctx); err != nil { // a `create` was killed between origin and target
+			return err
+		}
+		return errNoWorkflow
 	}
 	if err := e.walk(ctx, Off, -1, opt); err != nil || opt.DryRun {
 		return err
@@ -259,7 +311,7 @@ func (e *Engine) Cancel(ctx context.Context, opt StepOptions) error {
 	defer e.stepping.Unlock()
 	c, err := updateControl(ctx, e.flow, func(c *Control) error {
 		if c.Phase != Off {
-			return fmt.Errorf("somebody took the workflow to phase %s meanwhile", c.Phase)
+			return fmt.Errorf("%w: phase %s", errOvertaken, c.Phase)
 		}
 		if !c.Cancelled {
 			c.Cancelled, c.Epoch, c.Done, c.From = true, c.Epoch+1, false, Off
@@ -273,18 +325,46 @@ func (e *Engine) Cancel(ctx context.Context, opt StepOptions) error {
 	if c, err = e.awaitStep(ctx, c, opt); err != nil {
 		return err
 	}
+	// The origin is nobody's any more before the control record goes: a gateway that was away finds no record, and must
+	// not take that for one that was lost.
 	removed, err := e.emptyTarget(ctx, c.Epoch)
 	if err != nil {
+		return err
+	}
+	if err := e.disown(ctx); err != nil {
+		return err
+	}
+	if err := e.flow.Purge(ctx); err != nil {
 		return err
 	}
 	if err := e.flow.SwapControl(ctx, c.raw, nil); err != nil {
 		return err
 	}
 	e.renewNowAndWait(ctx)
-	if err := e.flow.Purge(ctx); err != nil {
-		return err
-	}
 	opt.say("cancelled: %d copies removed from the target; the origin is as it was", removed)
+	return nil
+}
+
+// disown makes the origin nobody's, under an epoch above all that this workflow had.
+func (e *Engine) disown(ctx context.Context) error {
+	mark, err := e.origin.Mark(ctx)
+	if err != nil {
+		return fmt.Errorf("the origin's seal cannot be read: %w", err)
+	}
+	if mark.Seal.Workflow != e.opt.Workflow || mark.Seal.Floor != store.FloorNone {
+		return nil
+	}
+	next := mark
+	next.Seal.Workflow = ""
+	if c, err := readControl(ctx, e.flow); err != nil {
+		return err
+	} else if c != nil {
+		next.Seal.Epoch = max(next.Seal.Epoch, c.Epoch)
+	}
+	if err := e.origin.SwapMark(ctx, mark, next); err != nil {
+		return fmt.Errorf("the origin's seal cannot be written: %w", err)
+	}
+	e.refreshMark(ctx)
 	return nil
 }
 
@@ -359,6 +439,9 @@ func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions
 		}
 	}
 	if from == Off && to == DualWrite {
+		if err := e.alone(ctx); err != nil {
+			return c, err
+		}
 		removed, err := e.emptyTarget(ctx, c.Epoch)
 		if err != nil {
 			return c, fmt.Errorf("emptying the target: %w", err)
@@ -369,6 +452,9 @@ func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions
 	}
 
 	// 1. Up into sync or ramp-down: the seal first, with an epoch above C's and its own.
+	if err := e.awaitLease(ctx, c); err != nil {
+		return c, err
+	}
 	var seal uint64
 	if to > from && (to == Sync || to == RampDown) && guard.On(guard.Seal) {
 		if seal, err = e.raiseSeal(ctx, c, floorOf(to)); err != nil {
@@ -390,9 +476,12 @@ func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions
 		return c, fmt.Errorf("the origin's seal changed meanwhile (floor %s): run the command again", mark.Seal.Floor)
 	}
 	epoch := c.Epoch
+	if err := e.awaitLease(ctx, c); err != nil {
+		return c, err
+	}
 	next, err := updateControl(ctx, e.flow, func(now *Control) error {
 		if now.Epoch != epoch || now.Phase != from {
-			return fmt.Errorf("somebody else took a step meanwhile: phase %s, epoch %d", now.Phase, now.Epoch)
+			return fmt.Errorf("%w: phase %s, epoch %d", errOvertaken, now.Phase, now.Epoch)
 		}
 		now.Epoch = max(now.Epoch, mark.Seal.Epoch) + 2
 		now.From, now.Phase, now.Done = from, to, false
@@ -415,6 +504,28 @@ func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions
 		return c, err
 	}
 	return e.awaitStep(ctx, next, opt)
+}
+
+// awaitLease returns when this gateway has a lease under c's epoch. A target that the gateways do not serve by, because
+// it has come back with another memory, is none to take a step on.
+func (e *Engine) awaitLease(ctx context.Context, c *Control) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*c.Times.Gateway)
+	defer cancel()
+	for {
+		a, err := e.current()
+		if err == nil && a.lease && a.epoch == c.Epoch {
+			return nil
+		}
+		e.mu.Lock()
+		e.renewSoon()
+		e.mu.Unlock()
+		if !sleep(ctx, 20*time.Millisecond) {
+			if err == nil {
+				err = fmt.Errorf("%w: it has no lease", store.ErrUnavailable)
+			}
+			return fmt.Errorf("this gateway does not serve by epoch %d: %w", c.Epoch, err)
+		}
+	}
 }
 
 // raiseSeal writes a higher floor, or the same under a new epoch, and returns that epoch.
@@ -457,10 +568,12 @@ func (e *Engine) awaitStep(ctx context.Context, c *Control, opt StepOptions) (*C
 		switch {
 		case done:
 			opt.say("in phase %s (epoch %d)", c.Phase, c.Epoch)
-			e.mu.Lock()
-			e.renewSoon()
-			e.mu.Unlock()
-			return readControl(ctx, e.flow)
+			e.renewNowAndWait(ctx)
+			now, err := readControl(ctx, e.flow)
+			if err == nil && now == nil {
+				err = errOvertaken
+			}
+			return now, err
 		case errors.As(err, &waits):
 			text := waits.Error()
 			e.waitsFor.Store(&text)
@@ -468,7 +581,7 @@ func (e *Engine) awaitStep(ctx context.Context, c *Control, opt StepOptions) (*C
 				opt.say("%s", text)
 				said = text
 			}
-		case err != nil && !store.Failed(err):
+		case errors.Is(err, errOvertaken), err != nil && !store.Failed(err):
 			return c, err
 		}
 		if !sleep(ctx, 25*time.Millisecond) {
@@ -479,6 +592,9 @@ func (e *Engine) awaitStep(ctx context.Context, c *Control, opt StepOptions) (*C
 		}
 	}
 }
+
+// errOvertaken ends a command whose step is no longer the last one.
+var errOvertaken = errors.New("somebody else took another step meanwhile")
 
 // waitError says what a step waits for.
 type waitError struct{ what string }
@@ -511,13 +627,20 @@ func (e *Engine) finishStep(ctx context.Context, c *Control) (bool, error) {
 		return false, err
 	}
 	if now == nil || now.Epoch != c.Epoch {
-		return false, fmt.Errorf("somebody else took another step meanwhile")
+		return false, errOvertaken
 	}
 	if now.Done {
 		return true, nil
 	}
 	if err := e.flow.RaiseFence(ctx, c.Epoch); err != nil {
 		return false, err
+	}
+	if c.Phase == DualWrite {
+		// Markers belong to the phases above. One that were left, by a retreat or by an older memory, would keep the copies
+		// away from its session, and in sync an ahead would be propagated over what the origin has taken since.
+		if err := e.removeMarked(ctx, c.Epoch); err != nil {
+			return false, err
+		}
 	}
 	if c.Phase == Sync && c.From < Sync && guard.On(guard.Seal) {
 		// The origin's own fence: a write that was begun under the first seal, or none, and stood still, finds another.

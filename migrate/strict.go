@@ -31,7 +31,17 @@ func (e *Engine) begin(ctx context.Context, a authority, key string) (*strict, e
 	if err != nil {
 		return nil, err
 	}
-	s := &strict{e: e, a: a, key: key, op: e.op(a), free: free}
+	s := &strict{e: e, a: a, key: key, free: free}
+	if err := s.begin(ctx); err != nil {
+		free()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *strict) begin(ctx context.Context) error {
+	e, a, key := s.e, s.a, s.key
+	s.op = e.op(a)
 	for try := 0; ; try++ {
 		e.arrow(ctx, "begin", key)
 		s.sent = time.Now()
@@ -39,30 +49,31 @@ func (e *Engine) begin(ctx context.Context, a authority, key string) (*strict, e
 		switch {
 		case err == nil && b.Took == store.AheadOf:
 			// Left by ramp-down, and its propagator is dead: the origin has to have it before anything else is written.
+			// Unless the target has become another one, or others have retreated meanwhile: then it is no guide any more.
+			if !e.look(a) {
+				return errAgain
+			}
 			if err := e.propagate(ctx, a, key, s.op, b.Ahead, s.sent); err != nil {
-				free()
-				return nil, e.again(err)
+				return e.again(err)
 			}
 			s.op = e.op(a)
 		case err == nil:
 			s.took, s.n = b.Took == store.Intent, b.Holds
-			return s, nil
+			return nil
 		case errors.Is(err, store.ErrBusy):
 			var busy *store.BusyError
 			errors.As(err, &busy)
 			e.stats.waits.Add(1)
 			if !sleep(ctx, min(busy.Left+time.Millisecond, time.Millisecond<<min(try, 5))) {
-				free()
-				return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+				return fmt.Errorf("%w: %v", store.ErrUnavailable, err) // not a conflict of the caller's
 			}
 		default:
 			// Whether or not this begin was executed, nothing has happened to the session: the intent, if it is there,
 			// is ours alone and is settled when it is dead.
-			free()
 			if errors.Is(err, store.ErrUnknown) {
 				e.withdrawSoon(key, s.op)
 			}
-			return nil, e.again(err)
+			return e.again(err)
 		}
 	}
 }
@@ -121,12 +132,20 @@ func (s *strict) writeOrigin(ctx context.Context, x *store.Record, v0 store.Vers
 	octx, cancel := s.bounded(ctx)
 	defer cancel()
 	cond := store.IfVersion(v0)
-	s.e.written.note(s.key)
 	if x == nil {
 		_, err := s.e.origin.Delete(octx, s.key, cond)
 		return err
 	}
 	return s.e.origin.Save(octx, s.key, *x, cond)
+}
+
+// putBack makes x, which the target holds, the value of an origin that has none. Nobody asked for this write, so it must
+// not land after a retreat: it carries the seal.
+func (s *strict) putBack(ctx context.Context, x *store.Record) error {
+	s.e.arrow(ctx, "write", s.key)
+	octx, cancel := s.bounded(ctx)
+	defer cancel()
+	return s.e.originUnder(s.a).Save(octx, s.key, *x, store.IfAbsent)
 }
 
 // commit makes x the target's value and removes the intent. A commit that fails does not undo the write: it happened
@@ -142,19 +161,75 @@ func (s *strict) commit(ctx context.Context, x *store.Record) error {
 	} else {
 		_, err = s.e.flow.SaveLast(cctx, s.key, s.a.sendEpoch(), x, store.Always)
 	}
-	s.e.remember(s.a, s.key, x)
 	if err != nil {
 		s.e.stats.commitsFailed.Add(1)
+	}
+	if errors.Is(err, store.ErrLost) {
+		// By the target's clock the lease was over, and somebody took the intent over. He may have looked at the origin
+		// before this write was there.
+		if err = s.begin(cctx); err == nil {
+			err = s.readOrigin(cctx)
+		}
+		if err == nil {
+			err = s.commitRead(cctx)
+		}
+		if err != nil {
+			return errLate
+		}
 	}
 	return err
 }
 
+// errLate is what commit answers where the target may hold something older than the origin, and no marker says so.
+var errLate = fmt.Errorf("%w: the intent was lost", store.ErrUnknown)
+
+// commitRead makes what was read in the origin the target's value.
+func (s *strict) commitRead(ctx context.Context) error {
+	s.e.arrow(ctx, "commit", s.key)
+	cctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), s.sent.Add(s.a.times.Marker))
+	defer cancel()
+	return s.e.flow.CommitRead(cctx, s.key, s.op, s.o)
+}
+
 // answer is the look before a write is answered.
-func (s *strict) answer() error {
-	if time.Since(s.sent) >= s.a.times.Marker || !s.e.look(s.a) {
+func (s *strict) answer(committed error) error {
+	switch {
+	case elapsed(s.sent, time.Now()) >= s.a.times.Marker:
+		s.e.settleLate(s.key)
 		return errGap
+	case !s.e.look(s.a):
+		return errGap
+	case errors.Is(committed, errLate):
+		s.e.settleLate(s.key)
+		return errLate
 	}
 	return nil
+}
+
+// settleLate looks at a session once more that this gateway may have written in the origin after its marker was dead,
+// because it stood still: whoever settled it since did not see that.
+func (e *Engine) settleLate(key string) {
+	e.spawn(func() {
+		ctx, cancel := context.WithTimeout(e.life, time.Minute)
+		defer cancel()
+		if err := e.serve(ctx, key, func(a authority) error {
+			switch {
+			case a.phase.strict():
+				return e.reconcileKey(ctx, a, key)
+			case a.phase == RampDown:
+				_, err := e.ahead(ctx, a, key, func(op store.Op) (store.Ahead, error) { return e.flow.MarkAhead(ctx, key, op) })
+				if errors.Is(err, store.ErrAbsent) {
+					_, err = e.writeAhead(ctx, a, key, nil, store.IfAbsent)
+				}
+				return err
+			case a.phase == DualWrite:
+				e.copySoon(key)
+			}
+			return nil
+		}); err != nil {
+			e.log.Warn("a session that was written late could not be settled", "session", e.hash(key), "error", err)
+		}
+	})
 }
 
 // giveUp ends an operation that certainly changed nothing. The intent is removed where begin found no marker; where it
@@ -187,15 +262,26 @@ func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *st
 		v0 = s.o.Version()
 	}
 	for try := 0; ; try++ {
+		if !cond.Holds(v0) && !s.read {
+			// Beside gateways of dual-write, on the way down, the target may be behind: ask the origin before saying no.
+			if err := s.readOrigin(ctx); err != nil {
+				s.giveUp(ctx, false)
+				return false, notDone(err)
+			}
+			v0 = s.o.Version()
+		}
 		if !cond.Holds(v0) {
 			s.giveUp(ctx, try > 0)
 			return v0 != store.Absent, store.ErrConflict
 		}
+		if !e.look(a) {
+			s.giveUp(ctx, try > 0)
+			return false, errAgain
+		}
 		err := s.writeOrigin(ctx, x, v0)
 		switch {
 		case err == nil:
-			_ = s.commit(ctx, x) // acknowledged all the same, after the look
-			return v0 != store.Absent, s.answer()
+			return v0 != store.Absent, s.answer(s.commit(ctx, x)) // a commit that failed is acknowledged all the same
 		case errors.Is(err, store.ErrConflict) && try < 4:
 			// Somebody else wrote. Where one side is absent it may only have been expiry or a collector.
 			was := v0
@@ -210,6 +296,9 @@ func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *st
 				e.log.Warn("somebody else wrote to the origin: is every application server behind the gateway?", "session", e.hash(key))
 			}
 		case store.OutcomeOf(err) == store.OutcomeUnknown:
+			if elapsed(s.sent, time.Now()) >= a.times.Marker {
+				e.settleLate(key)
+			}
 			return false, err // the intent stays
 		default:
 			s.giveUp(ctx, try > 0)
@@ -258,10 +347,14 @@ func (e *Engine) escalate(ctx context.Context, a authority, key string, expires 
 		}
 		x = n
 	}
+	if !e.look(a) {
+		s.giveUp(ctx, false)
+		return errAgain
+	}
 	if x != nil {
 		x.Expires = expires
 		if s.o == nil {
-			if err := s.writeOrigin(ctx, x, store.Absent); err != nil {
+			if err := s.putBack(ctx, x); err != nil {
 				if store.OutcomeOf(err) != store.OutcomeUnknown {
 					s.giveUp(ctx, errors.Is(err, store.ErrConflict))
 				}
@@ -269,8 +362,7 @@ func (e *Engine) escalate(ctx context.Context, a authority, key string, expires 
 			}
 		}
 	}
-	_ = s.commit(ctx, x)
-	if err := s.answer(); err != nil {
+	if err := s.answer(s.commit(ctx, x)); err != nil {
 		return err
 	}
 	if x == nil {
@@ -296,6 +388,8 @@ func (e *Engine) settle(ctx context.Context, a authority, key string) error {
 		return nil
 	case err != nil:
 		return err
+	case !e.look(a):
+		return errAgain
 	case b.Took == store.AheadOf:
 		return e.propagate(ctx, a, key, s.op, b.Ahead, s.sent)
 	}
@@ -304,7 +398,7 @@ func (e *Engine) settle(ctx context.Context, a authority, key string) error {
 		return err
 	}
 	e.stats.settled.Add(1)
-	return s.commit(ctx, s.o)
+	return s.commitRead(ctx)
 }
 
 // withdrawSoon removes an intent that may or may not have been made, so that nobody waits for it to die.

@@ -11,7 +11,8 @@ import (
 type Target interface {
 	Store
 
-	// Workflow opens the records of one workflow. It makes nothing: they exist once somebody writes them.
+	// Workflow opens the records of one workflow. It makes nothing: they exist once somebody writes them. The target
+	// counts the steps of each handle that is opened so, which is how a handle finds out that steps were forgotten.
 	Workflow(name string) Workflow
 
 	// Workflows lists the workflows that have a control record here.
@@ -28,7 +29,8 @@ type Target interface {
 // Workflow is what a target keeps for one migration. Every method is one atomic step in the target.
 //
 // What takes an Op or an epoch is fenced: it does nothing and answers ErrFenced where the epoch is below the fence or
-// where there is no fence.
+// where there is no fence. So does what takes one key where the target knows of fewer steps of this handle than it has
+// answered: it has come back with an older memory, and Renew will say so.
 type Workflow interface {
 	// Control returns the control record, nil where there is none. The bytes are the engine's own.
 	Control(ctx context.Context) ([]byte, error)
@@ -43,7 +45,7 @@ type Workflow interface {
 
 	// Renew gives gateway a lease for life from now, by the target's clock, notes info beside it, and returns the
 	// control record as it is at that moment. A lease does not go away at its end: it is over, and listed as such.
-	Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (control []byte, err error)
+	Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (Renewal, error)
 	// Leases lists all leases, those that are over included.
 	Leases(ctx context.Context) ([]Lease, error)
 	// DropLease forgets a gateway.
@@ -62,6 +64,9 @@ type Workflow interface {
 	Settle(ctx context.Context, key string, op Op) (Begun, error)
 	// Commit makes rec (nil: absence) the value and removes op's intent; ErrLost if the intent is not op's any more.
 	Commit(ctx context.Context, key string, op Op, rec *Record) error
+	// CommitRead is Commit of what was read in the origin. Where the target holds the same data for longer, that deadline
+	// stays: a touch has come between.
+	CommitRead(ctx context.Context, key string, op Op, rec *Record) error
 	// Withdraw removes op's intent and changes nothing else. One that is not op's stays, without error.
 	Withdraw(ctx context.Context, key string, op Op) error
 
@@ -121,6 +126,15 @@ type Lease struct {
 	Gateway string
 	Left    time.Duration // by the target's clock; 0 or less: over
 	Info    []byte        // the gateway's own report
+}
+
+// A Renewal is the answer to Renew.
+type Renewal struct {
+	Control []byte
+	// Forgot: the target does not know the last step that it had answered to this handle (Begin, Commit, CommitRead,
+	// WriteAhead, MarkAhead, SaveLast, TouchMarked or Renew), and so nothing that it was told later either: its memory is
+	// older. It is said once; then the steps are counted anew.
+	Forgot bool
 }
 
 // MarkerKind is the kind of a marker.

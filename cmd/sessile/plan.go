@@ -141,6 +141,13 @@ func (readTarget) Delete(context.Context, string, store.Condition) (bool, error)
 	return false, errReadOnly
 }
 
+func (t readTarget) Prefix() string {
+	if i, ok := t.Target.(informer); ok {
+		return i.Prefix()
+	}
+	return ""
+}
+
 func (t readTarget) Info(ctx context.Context) (map[string]string, error) {
 	if i, ok := t.Target.(informer); ok {
 		return i.Info(ctx)
@@ -153,8 +160,8 @@ type readWorkflow struct{ store.Workflow }
 
 func (readWorkflow) SwapControl(context.Context, []byte, []byte) error { return errReadOnly }
 func (readWorkflow) RaiseFence(context.Context, uint64) error          { return errReadOnly }
-func (readWorkflow) Renew(context.Context, string, []byte, time.Duration) ([]byte, error) {
-	return nil, errReadOnly
+func (readWorkflow) Renew(context.Context, string, []byte, time.Duration) (store.Renewal, error) {
+	return store.Renewal{}, errReadOnly
 }
 func (readWorkflow) DropLease(context.Context, string) error { return errReadOnly }
 func (readWorkflow) Settle(context.Context, string, store.Op) (store.Begun, error) {

@@ -58,6 +58,7 @@ func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, e
 		opt.OwnsKey = phpID[string]
 	}
 	if t, ok := s.target.(informer); ok {
+		opt.Prefix = t.Prefix()
 		opt.TargetHealth = func(ctx context.Context) (migrate.TargetHealth, error) { return health(ctx, t) }
 	}
 	e, err := migrate.New(s.origin, s.target, opt)
@@ -85,6 +86,7 @@ func phpID[T string | []byte](id T) bool {
 // informer is a target that is Redis.
 type informer interface {
 	Info(context.Context) (map[string]string, error)
+	Prefix() string
 }
 
 // health reads what the gates want to know out of Redis' INFO.

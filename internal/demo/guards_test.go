@@ -295,6 +295,17 @@ func (f *badFlow) Commit(ctx context.Context, key string, op store.Op, rec *stor
 	return f.Workflow.Commit(ctx, key, op, rec)
 }
 
+func (f *badFlow) CommitRead(ctx context.Context, key string, op store.Op, rec *store.Record) error {
+	if err := f.refused(); err != nil {
+		return err
+	}
+	later := kept(rec)
+	if err := f.later(func(ctx context.Context) { _ = f.Workflow.CommitRead(ctx, key, op, later) }); err != nil {
+		return err
+	}
+	return f.Workflow.CommitRead(ctx, key, op, rec)
+}
+
 func (f *badFlow) SaveLast(ctx context.Context, key string, epoch uint64, rec *store.Record, c store.Condition) (bool, error) {
 	later := kept(rec)
 	if err := f.later(func(ctx context.Context) { _, _ = f.Workflow.SaveLast(ctx, key, epoch, later, c) }); err != nil {

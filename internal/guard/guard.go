@@ -19,11 +19,12 @@ const (
 	Touch                       // a touch that misses in one store becomes a strict write
 	Flock                       // files are read and written under flock
 	Seal                        // without a lease the origin's seal decides, and writes to the origin carry it
+	Memory                      // a target that has forgotten what it had answered is not gone on with
 )
 
 // All lists the guards by name.
 var All = map[string]Guard{"intent": Intent, "commit check": Commit, "fence": Fence, "drain": Drain,
-	"reconcile": Reconcile, "touch rule": Touch, "flock": Flock, "seal": Seal}
+	"reconcile": Reconcile, "touch rule": Touch, "flock": Flock, "seal": Seal, "memory": Memory}
 
 var off atomic.Uint32
 

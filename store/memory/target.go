@@ -17,6 +17,7 @@ type workflow struct {
 	fence   uint64
 	leases  map[string]lease
 	markers map[string]marker
+	steps   map[*handle]uint64
 }
 
 type lease struct {
@@ -34,11 +35,11 @@ type marker struct {
 }
 
 func (w *workflow) clone() *workflow {
-	return &workflow{slices.Clone(w.control), w.fence, maps.Clone(w.leases), maps.Clone(w.markers)}
+	return &workflow{slices.Clone(w.control), w.fence, maps.Clone(w.leases), maps.Clone(w.markers), maps.Clone(w.steps)}
 }
 
 // Workflow implements store.Target.
-func (s *Store) Workflow(name string) store.Workflow { return &handle{s, name} }
+func (s *Store) Workflow(name string) store.Workflow { return &handle{s: s, name: name} }
 
 // Workflows implements store.Target.
 func (s *Store) Workflows(ctx context.Context) ([]string, error) {
@@ -78,6 +79,7 @@ func (s *Store) Generation() uint64 {
 type handle struct {
 	s    *Store
 	name string
+	seen uint64 // how many of its steps it was told were done; s.mu guards it
 }
 
 // do runs f on the workflow as one step.
@@ -89,7 +91,7 @@ func (h *handle) do(ctx context.Context, f func(w *workflow, now time.Time) erro
 	defer h.s.mu.Unlock()
 	w := h.s.workflows[h.name]
 	if w == nil {
-		w = &workflow{leases: map[string]lease{}, markers: map[string]marker{}}
+		w = &workflow{leases: map[string]lease{}, markers: map[string]marker{}, steps: map[*handle]uint64{}}
 		h.s.workflows[h.name] = w
 	}
 	return f(w, time.Now())
@@ -111,6 +113,9 @@ func (h *handle) keyed(ctx context.Context, key string, epoch uint64, f func(w *
 		return err
 	}
 	return h.fenced(ctx, epoch, func(w *workflow, now time.Time) error {
+		if w.steps[h] < h.seen {
+			return store.ErrFenced
+		}
 		m := w.markers[key]
 		if m.kind == store.GoneMark && !m.until.After(now) {
 			delete(w.markers, key)
@@ -118,6 +123,12 @@ func (h *handle) keyed(ctx context.Context, key string, epoch uint64, f func(w *
 		}
 		return f(w, m, now)
 	})
+}
+
+// step counts one step of h. Callers hold mu.
+func (h *handle) step(w *workflow) {
+	w.steps[h]++
+	h.seen = w.steps[h]
 }
 
 // none reports whether m is no marker to whoever asks for one.
@@ -162,13 +173,14 @@ func (h *handle) RaiseFence(ctx context.Context, epoch uint64) error {
 	})
 }
 
-func (h *handle) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (control []byte, err error) {
+func (h *handle) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (r store.Renewal, err error) {
 	err = h.do(ctx, func(w *workflow, now time.Time) error {
 		w.leases[gateway] = lease{now.Add(life), slices.Clone(info)}
-		control = slices.Clone(w.control)
+		r = store.Renewal{Control: slices.Clone(w.control), Forgot: w.steps[h] < h.seen}
+		h.step(w)
 		return nil
 	})
-	return control, err
+	return r, err
 }
 
 func (h *handle) Leases(ctx context.Context) (leases []store.Lease, err error) {
@@ -255,18 +267,31 @@ func (h *handle) begin(ctx context.Context, key string, op store.Op, create bool
 			m = marker{kind: store.Intent, nonce: op.Nonce, until: now.Add(op.Lease), gone: m.until}
 		}
 		w.markers[key] = m
+		h.step(w)
 		return nil
 	})
 	return b, err
 }
 
 func (h *handle) Commit(ctx context.Context, key string, op store.Op, rec *store.Record) error {
+	return h.commit(ctx, key, op, rec, false)
+}
+
+func (h *handle) CommitRead(ctx context.Context, key string, op store.Op, rec *store.Record) error {
+	return h.commit(ctx, key, op, rec, true)
+}
+
+func (h *handle) commit(ctx context.Context, key string, op store.Op, rec *store.Record, read bool) error {
 	return h.keyed(ctx, key, op.Epoch, func(w *workflow, m marker, now time.Time) error {
 		if !m.mine(op, store.Intent) {
 			return store.ErrLost
 		}
-		h.s.put(key, rec, now)
+		held := h.s.get(key, now)
+		if stays := read && held != nil && held.Version() == rec.Version() && held.Expires.After(rec.Expires); !stays {
+			h.s.put(key, rec, now)
+		}
 		delete(w.markers, key)
+		h.step(w)
 		return nil
 	})
 }
@@ -326,6 +351,7 @@ func (h *handle) ahead(w *workflow, key string, m marker, op store.Op, now time.
 		m.nonce, m.until = op.Nonce, now.Add(op.Lease)
 	}
 	w.markers[key] = m
+	h.step(w)
 	return store.Ahead{Version: m.version, Mine: !owned, Record: h.s.copyOf(key, now)}
 }
 
@@ -356,13 +382,15 @@ func (h *handle) SaveLast(ctx context.Context, key string, epoch uint64, rec *st
 		existed = held != nil
 		h.s.put(key, rec, now)
 		delete(w.markers, key)
+		h.step(w)
 		return nil
 	})
 	return existed, err
 }
 
 func (h *handle) TouchMarked(ctx context.Context, key string, epoch uint64, expires time.Time) (present bool, mk store.Marker, err error) {
-	err = h.keyed(ctx, key, epoch, func(_ *workflow, m marker, now time.Time) error {
+	err = h.keyed(ctx, key, epoch, func(w *workflow, m marker, now time.Time) error {
+		h.step(w)
 		mk = m.public(now)
 		if rec := h.s.get(key, now); rec != nil {
 			present = true
@@ -455,7 +483,7 @@ func (h *handle) Unsettled(ctx context.Context, limit int) (u store.Unsettled, e
 
 func (h *handle) Purge(ctx context.Context) error {
 	return h.do(ctx, func(w *workflow, _ time.Time) error {
-		w.fence, w.leases, w.markers = 0, map[string]lease{}, map[string]marker{}
+		w.fence, w.leases, w.markers, w.steps = 0, map[string]lease{}, map[string]marker{}, map[*handle]uint64{}
 		return nil
 	})
 }

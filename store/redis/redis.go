@@ -272,6 +272,9 @@ func (s *Store) Close() error {
 // Ping asks the server whether it is there and speaks to us.
 func (s *Store) Ping(ctx context.Context) error { return s.ask(ctx, "ping", "PING").fail() }
 
+// Prefix is what every session's name in Redis begins with.
+func (s *Store) Prefix() string { return s.opt.Prefix }
+
 // Info returns the fields of INFO's default sections: redis_version, run_id, role, maxmemory_policy, used_memory,
 // maxmemory, evicted_keys, aof_enabled, rdb_last_bgsave_status and so on.
 func (s *Store) Info(ctx context.Context) (map[string]string, error) { return s.info(ctx, "default") }

@@ -106,8 +106,11 @@ func (s *Store) call(ctx context.Context, op string, lost error, sc *script, key
 
 func (r *reply) outcome() error {
 	switch code := r.int(0); code {
-	case 0:
-		return r.err
+	default:
+		if code < 0 {
+			return r.unreadable(fmt.Errorf("code %d", code))
+		}
+		return r.err // 0, or what the step's number is
 	case -1:
 		return store.ErrFenced
 	case -2:
@@ -118,8 +121,6 @@ func (r *reply) outcome() error {
 		return store.ErrAbsent
 	case -5:
 		return store.ErrConflict
-	default:
-		return r.unreadable(fmt.Errorf("code %d", code))
 	}
 }
 

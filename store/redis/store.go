@@ -22,6 +22,7 @@ func fenceKey(workflow string) string { return reserved + "fence:" + workflow }
 func leaseKey(workflow string) string { return reserved + "leases:" + workflow }
 func intentsKey(wf string) string     { return reserved + "intents:" + wf }
 func aheadsKey(wf string) string      { return reserved + "aheads:" + wf }
+func stepsKey(wf string) string       { return reserved + "steps:" + wf }
 
 const maxKey = 512
 

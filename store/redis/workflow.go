@@ -3,11 +3,13 @@ package redis
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -16,10 +18,15 @@ import (
 type workflow struct {
 	s    *Store
 	name string
+
+	handle string        // what the server counts the steps of this handle under
+	seen   atomic.Uint64 // how many it has answered
 }
 
 // Workflow opens the records of one workflow.
-func (s *Store) Workflow(name string) store.Workflow { return &workflow{s, name} }
+func (s *Store) Workflow(name string) store.Workflow {
+	return &workflow{s: s, name: name, handle: rand.Text()[:12]}
+}
 
 // Workflows lists the fields of the hash of control records.
 func (s *Store) Workflows(ctx context.Context) ([]string, error) {
@@ -57,10 +64,26 @@ func (w *workflow) RaiseFence(ctx context.Context, epoch uint64) error {
 }
 
 // Renew is not refused by a server that is out of memory: the gateways must be able to go on, and back.
-func (w *workflow) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) ([]byte, error) {
-	r := w.s.run(ctx, "renew", renewScript, []string{leaseKey(w.name), controlKey()},
-		w.name, gateway, millis(life), string(info))
-	return r.bytes(1), r.fail()
+func (w *workflow) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (store.Renewal, error) {
+	seen := w.seen.Load()
+	r := w.s.run(ctx, "renew", renewScript, []string{leaseKey(w.name), controlKey(), stepsKey(w.name)},
+		w.name, gateway, millis(life), string(info), w.handle)
+	steps := uint64(r.int(0))
+	renewal := store.Renewal{Control: r.bytes(1), Forgot: steps <= seen}
+	switch {
+	case r.err != nil:
+	case renewal.Forgot:
+		w.seen.Store(steps)
+	default:
+		w.saw(steps)
+	}
+	return renewal, r.fail()
+}
+
+// saw notes the number of a step that was answered.
+func (w *workflow) saw(step uint64) {
+	for seen := w.seen.Load(); seen < step && !w.seen.CompareAndSwap(seen, step); seen = w.seen.Load() {
+	}
 }
 
 func (w *workflow) Leases(ctx context.Context) (leases []store.Lease, err error) {
@@ -164,9 +187,13 @@ func (w *workflow) step(ctx context.Context, name string, sc *script, key string
 	if v == absence {
 		sc = sc.spare
 	}
-	keys := []string{fenceKey(w.name), data, sideKey(data), intentsKey(w.name), aheadsKey(w.name)}
-	args := append([]string{digits(op.Epoch), key, op.Nonce, millis(op.Lease), v.px, v.data}, more...)
-	return w.s.run(ctx, name, sc, keys, args...)
+	keys := []string{fenceKey(w.name), data, sideKey(data), intentsKey(w.name), aheadsKey(w.name), stepsKey(w.name)}
+	args := append([]string{digits(op.Epoch), key, op.Nonce, millis(op.Lease), v.px, v.data, w.handle, digits(w.seen.Load())}, more...)
+	r := w.s.run(ctx, name, sc, keys, args...)
+	if r.err == nil {
+		w.saw(uint64(r.int(0)))
+	}
+	return r
 }
 
 // stepTo is step with a record.
@@ -195,7 +222,11 @@ func (r *reply) begun() (b store.Begun, err error) {
 }
 
 func (w *workflow) Commit(ctx context.Context, key string, op store.Op, rec *store.Record) error {
-	return w.stepTo(ctx, "commit", commitScript, key, op, rec).fail()
+	return w.stepTo(ctx, "commit", commitScript, key, op, rec, "").fail()
+}
+
+func (w *workflow) CommitRead(ctx context.Context, key string, op store.Op, rec *store.Record) error {
+	return w.stepTo(ctx, "commit", commitScript, key, op, rec, "read").fail()
 }
 
 func (w *workflow) Withdraw(ctx context.Context, key string, op store.Op) error {
@@ -402,5 +433,5 @@ func (w *workflow) Purge(ctx context.Context) error {
 			}
 		}
 	}
-	return w.s.tell(ctx, "purge", "DEL", leaseKey(w.name)).fail()
+	return w.s.tell(ctx, "purge", "DEL", leaseKey(w.name), stepsKey(w.name)).fail()
 }

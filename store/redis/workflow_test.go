@@ -89,6 +89,9 @@ func TestWhatIsGoneStaysGone(t *testing.T) {
 		t.Error("Purge forgets what is gone")
 	}
 
+	if _, err := w.Renew(ctx, "g", nil, alive); err != nil { // Purge forgot the steps of this handle, too
+		t.Fatal(err)
+	}
 	if err := w.RaiseFence(ctx, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -132,8 +135,8 @@ func TestPurgeLeavesOtherWorkflowsAlone(t *testing.T) {
 	if _, m, err := other.LoadMarked(ctx, "theirs"); m.Kind != store.AheadOf || err != nil {
 		t.Errorf("LoadMarked: got %v, %v, want ahead", m.Kind, err)
 	}
-	if got := server.Do("DBSIZE"); got != int64(3) { // their fence, marker and index
-		t.Errorf("DBSIZE: got %v, want 3: %v", got, server.Do("KEYS", "*"))
+	if got := server.Do("DBSIZE"); got != int64(4) { // their fence, marker, index and steps
+		t.Errorf("DBSIZE: got %v, want 4: %v", got, server.Do("KEYS", "*"))
 	}
 }
 

@@ -97,8 +97,8 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 		{"a lease runs by the target's clock and is listed when it is over", func(t *testing.T, s S, w store.Workflow) {
 			ok(t, "SwapControl", w.SwapControl(context10(t), nil, []byte("control")))
 			c, err := w.Renew(context10(t), "g1", []byte("info"), long)
-			if string(c) != "control" || err != nil {
-				t.Errorf("Renew: got %q, %v", c, err)
+			if string(c.Control) != "control" || c.Forgot || err != nil {
+				t.Errorf("Renew: got %q, %v, %v", c.Control, c.Forgot, err)
 			}
 			_, err = w.Renew(context10(t), "g2", nil, short)
 			ok(t, "Renew", err)
@@ -187,6 +187,71 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 			wantMarker(t, w, "", true, store.Intent)
 			ok(t, "Commit", w.Commit(context10(t), k, op("o2", 5, long), recp("settled")))
 			wantMarker(t, w, "settled", false, store.NoMarker)
+		}},
+		{"what was read in the origin takes no deadline back", func(t *testing.T, s S, w store.Workflow) {
+			for i, c := range []struct {
+				held, read string
+				longer     bool
+			}{{"x", "x", true}, {"x", "y", false}, {"", "x", false}} {
+				if c.held != "" {
+					r := rec(c.held)
+					r.Expires = r.Expires.Add(time.Hour)
+					ok(t, "Save", s.Save(context10(t), k, r, store.Always))
+				}
+				o := op(fmt.Sprint("o", i), 5, long)
+				_, err := w.Begin(context10(t), k, o)
+				ok(t, "Begin", err)
+				ok(t, "CommitRead", w.CommitRead(context10(t), k, o, recp(c.read)))
+				wantMarker(t, w, c.read, false, store.NoMarker)
+				wantDeadline(t, s, k, time.Now().Add(map[bool]time.Duration{false: time.Hour, true: 2 * time.Hour}[c.longer]))
+				_, err = w.Begin(context10(t), k, o)
+				ok(t, "Begin", err)
+				ok(t, "CommitRead of absence", w.CommitRead(context10(t), k, o, nil))
+				wantMarker(t, w, "", true, store.NoMarker)
+			}
+		}},
+		{"a handle finds out that its steps were forgotten", func(t *testing.T, s S, w store.Workflow) {
+			o := op("o", 5, long)
+			other := s.Workflow("w")
+			for what, step := range map[string]func() error{
+				"Renew":       func() error { _, err := w.Renew(context10(t), "g", nil, long); return err },
+				"Begin":       func() error { _, err := w.Begin(context10(t), k, o); return err },
+				"Commit":      func() error { return w.Commit(context10(t), k, o, recp("x")) },
+				"WriteAhead":  func() error { _, err := w.WriteAhead(context10(t), k, o, recp("x"), store.Always); return err },
+				"MarkAhead":   func() error { _, err := w.MarkAhead(context10(t), k, o); return err },
+				"SaveLast":    func() error { _, err := w.SaveLast(context10(t), k, 5, recp("x"), store.Always); return err },
+				"TouchMarked": func() error { _, _, err := w.TouchMarked(context10(t), k, 5, time.Now().Add(time.Hour)); return err },
+			} {
+				ok(t, "SaveLast", s.Save(context10(t), k, rec("x"), store.Always))
+				if what == "Commit" {
+					_, err := w.Begin(context10(t), k, o)
+					ok(t, "Begin", err)
+				}
+				ok(t, what, step())
+				_, err := other.Renew(context10(t), "other", nil, long)
+				ok(t, "Renew", err)
+				ok(t, "Purge", w.Purge(context10(t))) // forgets steps, too
+				ok(t, "RaiseFence", w.RaiseFence(context10(t), 5))
+				_, err = w.Begin(context10(t), k, o)
+				wantErr(t, "Begin after "+what, err, store.ErrFenced)
+				_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
+				wantErr(t, "SaveLast after "+what, err, store.ErrFenced)
+				wantData(t, s, k, "x")
+				for _, forgot := range []bool{true, false} {
+					r, err := w.Renew(context10(t), "g", nil, long)
+					if r.Forgot != forgot || err != nil {
+						t.Errorf("Renew after %s: got %v, %v, want %v", what, r.Forgot, err, forgot)
+					}
+				}
+				_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
+				ok(t, "SaveLast", err)
+				if r, err := other.Renew(context10(t), "other", nil, long); !r.Forgot || err != nil {
+					t.Errorf("Renew by another handle: got %v, %v", r.Forgot, err)
+				}
+				if r, err := s.Workflow("w").Renew(context10(t), "third", nil, long); r.Forgot || err != nil {
+					t.Errorf("Renew by a new handle: got %v, %v", r.Forgot, err)
+				}
+			}
 		}},
 		{"a dead intent of one's own can still be committed", func(t *testing.T, s S, w store.Workflow) {
 			_, err := w.Begin(context10(t), k, op("o1", 5, short))

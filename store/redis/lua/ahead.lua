@@ -3,11 +3,11 @@
 -- is: value, PTTL.
 local value, stays = redis.call('GET', KEYS[2]), ARGV[5] == '='
 local lives = m.till and m.till > now
-if m.kind == 1 and (lives or stays or ARGV[7] ~= '*') then
+if m.kind == 1 and (lives or stays or ARGV[9] ~= '*') then
   return {-2, m.till - now} -- under a dead one, too, the origin decides what there is
 end
 if stays and not value then return {-4} end
-if not holds(ARGV[7], value) then return {-5} end
+if not holds(ARGV[9], value) then return {-5} end
 
 local owner, till, version = nonce, now + ARGV[4], 1
 if m.kind == 2 then
@@ -17,6 +17,6 @@ end
 if m.kind == 1 then clear() end
 ahead(owner, till, version)
 local ours, existed = owner == nonce and 1 or 0, value and 1 or 0
-if stays then return {0, version, ours, existed, value, redis.call('PTTL', KEYS[2])} end
+if stays then return {step(), version, ours, existed, value, redis.call('PTTL', KEYS[2])} end
 put()
-return {0, version, ours, existed}
+return {step(), version, ours, existed}

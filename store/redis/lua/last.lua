@@ -1,7 +1,7 @@
 #!lua
 -- More: condition. Answers whether there was something.
 local value = redis.call('GET', KEYS[2])
-if not holds(ARGV[7], value) then return {-5} end
+if not holds(ARGV[9], value) then return {-5} end
 clear()
 put()
-return {0, value and 1 or 0}
+return {step(), value and 1 or 0}

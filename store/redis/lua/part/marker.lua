@@ -1,3 +1,8 @@
+-- Nothing is done, either, where fewer steps of the sender are known than it has been answered: this memory is older.
+-- step counts one.
+if tonumber(redis.call('HGET', KEYS[6], ARGV[7]) or '0') < tonumber(ARGV[8]) then return {-1} end
+local function step() return redis.call('HINCRBY', KEYS[6], ARGV[7], 1) end
+
 -- What lies under a side key; times are in ms by the clock of this server:
 --   i NONCE UNTIL GONE TOOK   intent; GONE: the end of the gone that it replaced, or 0; TOOK: 1 if it replaced a dead intent
 --   a NONCE UNTIL VERSION     ahead

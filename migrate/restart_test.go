@@ -1,0 +1,334 @@
+package migrate
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/internal/guard"
+	"github.com/sessile/sessile/store"
+	"github.com/sessile/sessile/store/memory"
+)
+
+// refused checks that g holds, since only a person can say how to go on.
+func (w *world) refused(g *Engine) {
+	w.t.Helper()
+	if got := g.Status(w.ctx()).Serving; !strings.Contains(got, "older memory") {
+		w.t.Errorf("%s serves: %q", g.opt.Gateway, got)
+	}
+	if _, err := g.Load(w.within(time.Second), "k"); store.OutcomeOf(err) != store.OutcomeUnavailable {
+		w.t.Errorf("Load: got %v, want unavailable", err)
+	}
+}
+
+func TestACleanRestartOfTheTargetLosesNothing(t *testing.T) {
+	for _, p := range []Phase{DualWrite, Sync, Live, RampDown} {
+		simulate(t, func(w *world) {
+			a, b := w.gateway(), w.gateway()
+			w.both(a, b, p)
+			w.save(a, "k", "v")
+			w.save(b, "k", "v2") // after a's
+			w.n.Restart(w.n.Snapshot())
+			time.Sleep(time.Second)
+			for _, g := range []*Engine{a, b} {
+				w.reads(g, "k", "v2")
+				if st := g.Status(w.ctx()); st.Phase != p || st.Serving != "yes" || g.Counters()["alarms"] != 0 {
+					t.Errorf("%s: phase %s, serving %s, %d alarms", p, st.Phase, st.Serving, g.Counters()["alarms"])
+				}
+			}
+		})
+	}
+}
+
+func TestAnIdleGatewayDoesNotVouchForABusyOne(t *testing.T) {
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			idle := w.gateway()
+			busy, _, view := w.view()
+			w.both(idle, busy, p)
+			w.save(busy, "k", "in")
+			time.Sleep(3 * time.Second)
+			last := false
+			view.set(nil, func(call, _ string) error { last = last || call == "renew"; return nil })
+			for !last {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(690 * time.Millisecond) // the idle gateway renews between snapshot and crash, if it can
+			snap := w.n.Snapshot()
+			w.destroy(busy, "k") // acknowledged, and not in the snapshot
+			view.down()          // it comes back later than the idle one
+			w.n.Restart(snap)
+			time.Sleep(900 * time.Millisecond)
+			view.up()
+			time.Sleep(time.Minute)
+			if p == RampDown {
+				w.refused(busy)
+				w.refused(idle)
+				return
+			}
+			w.reads(busy, "k", "-")
+			w.reads(idle, "k", "-")
+			w.phase(idle, DualWrite)
+		})
+	}
+}
+
+// What a page saves is mostly what was there: it is not by values that one sees what is missing.
+func TestALostLogoutIsNoticedBehindWritesThatChangeNothing(t *testing.T) {
+	lost := func(t *testing.T) (undone bool) {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.at(RampDown)
+			w.save(g, "k", "in")
+			page := func() {
+				for i := range 100 {
+					w.save(g, fmt.Sprint("s", i), "data")
+				}
+			}
+			page()
+			time.Sleep(2 * time.Second)
+			snap := w.n.Snapshot()
+			w.destroy(g, "k")
+			page()
+			w.n.Restart(snap)
+			time.Sleep(10 * time.Second)
+			if undone = answer(g.Load(w.within(time.Second), "k")) == "in"; !undone {
+				w.refused(g)
+			}
+		})
+		return undone
+	}
+	if lost(t) {
+		t.Error("the logout is undone")
+	}
+	defer guard.Disable(guard.Memory)()
+	if !lost(t) {
+		t.Error("without the guard nothing is undone: what is it for?")
+	}
+}
+
+func TestAGatewayThatTookAnothersPlaceKnowsWhatThatWasTold(t *testing.T) {
+	simulate(t, func(w *world) {
+		a := w.gateway()
+		w.at(RampDown)
+		w.save(a, "k", "in")
+		time.Sleep(4 * time.Second)
+		snap := w.n.Snapshot()
+		w.destroy(a, "k")
+		a.stop() // as SIGKILL
+		b := w.gateway()
+		w.reads(b, "k", "-")
+		w.n.Restart(snap)
+		time.Sleep(10 * time.Second)
+		w.refused(b)
+	})
+}
+
+func TestAGatewayThatDiedWithTheTargetIsMissed(t *testing.T) {
+	simulate(t, func(w *world) {
+		a, b := w.gateway(), w.gateway()
+		w.both(a, b, RampDown)
+		w.save(b, "k", "in")
+		time.Sleep(time.Second)
+		b.stop()
+		w.n.Restart(w.n.Snapshot())
+		time.Sleep(20 * time.Second)
+		w.refused(a) // whatever b was told last, nobody knows
+		w.must(a.ForgetGateway(w.ctx(), b.opt.Gateway))
+		time.Sleep(time.Second)
+		w.reads(a, "k", "in")
+	})
+}
+
+func TestALeaseThatWasOverLongAgoIsNotMissed(t *testing.T) {
+	simulate(t, func(w *world) {
+		a, b := w.gateway(), w.gateway()
+		w.both(a, b, RampDown)
+		w.save(b, "k", "in")
+		b.stop()
+		time.Sleep(10 * time.Second)
+		w.n.Restart(w.n.Snapshot())
+		time.Sleep(time.Second)
+		w.reads(a, "k", "in")
+	})
+}
+
+func TestNoStepIsTakenOnATargetWithAnotherMemory(t *testing.T) {
+	simulate(t, func(w *world) {
+		a, b := w.gateway(), w.gateway()
+		w.both(a, b, Live)
+		w.save(a, "k", "in")
+		snap := w.n.Snapshot()
+		time.Sleep(100 * time.Millisecond)
+		w.destroy(a, "k") // both stores have it; the target's disk does not
+		w.n.Restart(snap)
+		if err := a.SwitchTraffic(w.within(20*time.Second), RampDown, StepOptions{}); err == nil {
+			t.Error("the step was taken")
+		}
+		time.Sleep(time.Minute)
+		w.reads(a, "k", "-")
+		w.reads(b, "k", "-")
+	})
+}
+
+// upToSync takes the step into sync, during which a user logs out.
+func (w *world) upToSyncWithALogout(g *Engine, key string) {
+	w.t.Helper()
+	opt := w.opt()
+	say := opt.Say
+	opt.Say = func(line string) {
+		say(line)
+		if strings.HasPrefix(line, "sealed") {
+			w.destroy(g, key)
+		}
+	}
+	w.must(g.SwitchTraffic(w.ctx(), Sync, opt))
+	time.Sleep(5 * time.Second)
+	w.reads(g, key, "-")
+}
+
+func TestAnAheadOfAnOlderMemoryIsNotPropagated(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(RampDown)
+		w.origin.down()
+		w.save(g, "k", "in") // ahead
+		time.Sleep(3 * time.Second)
+		snap := w.n.Snapshot()
+		w.origin.up()
+		time.Sleep(5 * time.Second)
+		w.holds(w.o, "k", "in")
+		w.at(Live)
+		time.Sleep(2 * time.Second)
+		w.n.Restart(snap)
+		w.phase(g, DualWrite)
+		w.reads(g, "k", "in")
+		w.upToSyncWithALogout(g, "k")
+	})
+}
+
+func TestAnAheadThatRepairGaveUpIsNotPropagated(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(RampDown)
+		w.save(g, "k", "in")
+		time.Sleep(2 * time.Second)
+		w.origin.set(func(call, _ string) error {
+			if call == "save" || call == "touch" {
+				return store.ErrUnavailable
+			}
+			return nil
+		}, nil)
+		w.save(g, "k", "in") // ahead
+		w.target.down()      // and not crashed
+		w.origin.up()
+		time.Sleep(10 * time.Second)
+		w.must(g.Repair(w.ctx(), "origin", StepOptions{Reason: "x"}))
+		w.reads(g, "k", "in")
+		w.target.up()
+		w.phase(g, DualWrite)
+		w.upToSyncWithALogout(g, "k")
+	})
+}
+
+func TestIntentsLeftByARetreatDoNotCloseTheGate(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Live)
+		w.save(g, "k", "old")
+		w.target.set(func(call, _ string) error {
+			if call == "commit" {
+				w.target.down()
+				return store.ErrUnavailable
+			}
+			return nil
+		}, nil)
+		w.save(g, "k", "new")
+		time.Sleep(10 * time.Second)
+		w.target.up()
+		w.phase(g, DualWrite)
+		w.must(g.SwitchTraffic(w.ctx(), Live, StepOptions{}))
+		w.reads(g, "k", "new")
+	})
+}
+
+func TestASealThatNoStepFollowedDoesNotCloseTheWayDown(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Live)
+		time.Sleep(3 * time.Second)
+		w.target.set(func(call, _ string) error {
+			if m, _ := w.o.Mark(w.ctx()); call == "swapcontrol" && m.Seal.Floor == store.FloorRampDown {
+				return store.ErrUnavailable
+			}
+			return nil
+		}, nil)
+		if err := g.SwitchTraffic(w.within(5*time.Second), RampDown, StepOptions{}); err == nil {
+			t.Fatal("the step was taken")
+		}
+		w.target.up()
+		if m, _ := w.o.Mark(w.ctx()); m.Seal.Floor != store.FloorRampDown {
+			t.Fatalf("seal %+v", m.Seal)
+		}
+		w.must(g.ReverseTraffic(w.within(time.Minute), Sync, StepOptions{}))
+		w.must(g.Cancel(w.within(time.Minute), StepOptions{}))
+	})
+}
+
+func TestTwoWorkflowsDoNotShareATarget(t *testing.T) {
+	simulate(t, func(w *world) {
+		named := func(name, prefix string) func(*Options) {
+			return func(o *Options) { o.Workflow, o.Prefix = name, prefix }
+		}
+		elsewhere := func(change func(*Options)) *Engine {
+			o := w.origin
+			defer func() { w.origin = o }()
+			w.origin = &faulty{Origin: memory.New(memory.Options{LazyExpiry: true})}
+			return w.gateway(change)
+		}
+		w.must(w.gateway(named("host1", "a:")).Create(w.ctx(), StepOptions{}))
+		for _, prefix := range []string{"", "a:", "a:b", "a"} {
+			if err := elsewhere(named("host2", prefix)).Create(w.ctx(), StepOptions{}); err == nil {
+				t.Errorf("two workflows, prefixes %q and %q", "a:", prefix)
+			}
+		}
+		w.must(elsewhere(named("host3", "b:")).Create(w.ctx(), StepOptions{}))
+		if err := w.gateway(named("again", "c:")).Create(w.ctx(), StepOptions{}); err == nil {
+			t.Error("two workflows on one origin")
+		}
+	})
+}
+
+func TestAWorkflowIsGoneForAGatewayThatWasAway(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			away, f := w.freezable()
+			w.save(g, "k", "in")
+			w.at(DualWrite)
+			w.phase(away, DualWrite)
+			f.stop()
+			w.must(g.Cancel(w.ctx(), StepOptions{}))
+			if again {
+				w.must(g.Create(w.ctx(), StepOptions{}))
+			}
+			f.goOn()
+			time.Sleep(20 * time.Second)
+			names, err := w.n.Workflows(w.ctx())
+			w.must(err)
+			if want := map[bool]int{true: 1}[again]; len(names) != want || len(w.n.Keys("")) != 0 {
+				t.Errorf("workflows %q, keys %q", names, w.n.Keys(""))
+			}
+			if n := away.Counters()["alarms"]; n != 0 {
+				t.Errorf("%d alarms", n)
+			}
+			w.reads(away, "k", "in")
+			if again {
+				w.phase(away, Off)
+				w.at(Live)
+				w.reads(away, "k", "in")
+			}
+		})
+	}
+}
