@@ -263,7 +263,6 @@ func TestOutOfMemory(t *testing.T) {
 		"Save":           func() error { return s.Save(ctx, "a", rec, store.Always) },
 		"Save IfVersion": func() error { return s.Save(ctx, "a", rec, store.IfVersion(store.VersionOf([]byte("x"), 0))) },
 		"Lock":           func() error { return s.Lock(ctx, "a", "t", time.Second) },
-		"Begin":          func() error { _, err := w.Begin(ctx, "a", op("9")); return err },
 		"Commit":         func() error { return w.Commit(ctx, "begun", op("1"), &rec) },
 		"WriteAhead":     func() error { _, err := w.WriteAhead(ctx, "a", op("9"), &rec, store.Always); return err },
 		"Add":            func() error { _, err := w.Add(ctx, 1, []store.Entry{{Key: "new", Record: &rec}}); return err },
@@ -293,6 +292,23 @@ func TestOutOfMemory(t *testing.T) {
 		if err := f(); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	// A logout in the phases sync and live, on a server that has not seen the scripts yet.
+	server.Do("SCRIPT", "FLUSH")
+	if _, err := w.Begin(ctx, "a", op("5")); err != nil {
+		t.Errorf("Begin: %v", err)
+	}
+	if err := w.Commit(ctx, "a", op("5"), nil); err != nil {
+		t.Errorf("Commit(nil): %v", err)
+	}
+	if got := server.Do("EXISTS", "a", "sessile:m:{a}"); got != int64(0) {
+		t.Error("the session is there")
+	}
+	if _, err := w.Begin(ctx, "h", op("6")); err != nil {
+		t.Errorf("Begin: %v", err)
+	}
+	if _, err := w.Settle(ctx, "h", op("6")); err != nil {
+		t.Errorf("Settle: %v", err)
 	}
 }
 

@@ -205,12 +205,14 @@ func (w *workflow) stepTo(ctx context.Context, name string, sc *script, key stri
 	return w.step(ctx, name, sc, key, op, v, more...)
 }
 
+// Begin is not refused by a server that is out of memory: a logout begins like every other write, and what begins adds
+// a marker, which is small. It is the commit that brings a value, and is refused.
 func (w *workflow) Begin(ctx context.Context, key string, op store.Op) (store.Begun, error) {
 	return w.step(ctx, "begin", beginScript, key, op, noValue, "").begun()
 }
 
 func (w *workflow) Settle(ctx context.Context, key string, op store.Op) (store.Begun, error) {
-	return w.step(ctx, "settle", beginScript.spare, key, op, noValue, "settle").begun()
+	return w.step(ctx, "settle", beginScript, key, op, noValue, "settle").begun()
 }
 
 func (r *reply) begun() (b store.Begun, err error) {

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- More: 'settle' or ''. Answers the kind of the dead marker that was taken over, the version that is held, and of an
 -- ahead: version, value, PTTL.
 local value = redis.call('GET', KEYS[2])
