@@ -94,8 +94,11 @@ type Workflow interface {
 	Copy(ctx context.Context, key string, epoch uint64, rec *Record) error
 	// Add stores each entry that has neither value nor marker yet, and reports which it stored.
 	Add(ctx context.Context, epoch uint64, entries []Entry) (stored []bool, err error)
-	// Same reports for each entry whether the target holds the same data and no marker (or, for a nil Record, neither
-	// value nor marker), and moves the deadline where the data is the same.
+	// Same reports for each entry whether the target holds the same data and no marker (or, for a nil or overdue Record,
+	// neither value nor marker). Where it does and the entry's deadline is the later one, or the target holds none, that
+	// becomes the deadline. Same never moves a deadline back: the entry was read some time ago, and the user may have
+	// touched the session in both stores since. Where the target's deadline is later by more than DeadlineSlack, the
+	// two are not the same, and nothing is changed: somebody has to look under an intent.
 	Same(ctx context.Context, epoch uint64, entries []Entry) (same []bool, err error)
 	// Remove deletes values and markers.
 	Remove(ctx context.Context, epoch uint64, keys []string) (removed int, err error)
@@ -114,6 +117,10 @@ type Op struct {
 	Epoch uint64        // the sender's
 	Lease time.Duration // how long the marker lives from its making, by the target's clock
 }
+
+// DeadlineSlack is how much later than an entry's deadline the target's may be where Same calls them the same: stores
+// round up, some of them to seconds, and clocks and the network add their share.
+const DeadlineSlack = 5 * time.Second
 
 // An Entry is a session in a batch.
 type Entry struct {

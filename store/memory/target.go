@@ -429,12 +429,23 @@ func (h *handle) Same(ctx context.Context, epoch uint64, entries []store.Entry) 
 	same := make([]bool, len(entries))
 	err := h.fenced(ctx, epoch, func(w *workflow, now time.Time) error {
 		for i, e := range entries {
-			held := h.s.get(e.Key, now)
-			same[i] = w.markers[e.Key].none() && held.Version() == e.Record.Version()
-			if same[i] && held != nil {
-				held.Expires = e.Record.Expires
-				h.s.put(e.Key, held, now)
+			held, want := h.s.get(e.Key, now), e.Record
+			if want != nil && !want.Expires.After(now) {
+				want = nil
 			}
+			if !w.markers[e.Key].none() || held.Version() != want.Version() {
+				continue
+			}
+			if held != nil {
+				if held.Expires.Sub(want.Expires) > store.DeadlineSlack {
+					continue
+				}
+				if want.Expires.After(held.Expires) {
+					held.Expires = want.Expires
+					h.s.put(e.Key, held, now)
+				}
+			}
+			same[i] = true
 		}
 		return nil
 	})

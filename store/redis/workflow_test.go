@@ -272,6 +272,20 @@ func TestOverdueRecordsAreAbsent(t *testing.T) {
 	}
 }
 
+// To PEXPIRE with GT, a key without a TTL lives for ever already.
+func TestSameGivesADeadlineWhereThereIsNone(t *testing.T) {
+	server, _, w := newWorkflow(t, "")
+	rec := live("x")
+	server.Do("SET", "k", "x")
+	got, err := w.Same(context.Background(), 1, []store.Entry{{Key: "k", Record: &rec}})
+	if !reflect.DeepEqual(got, []bool{true}) || err != nil {
+		t.Errorf("Same: got %v, %v", got, err)
+	}
+	if left := server.Do("PTTL", "k").(int64); left < 3_590_000 || left > 3_600_010 {
+		t.Errorf("PTTL: got %d, want about an hour", left)
+	}
+}
+
 func TestLargeBatches(t *testing.T) {
 	_, s, w := newWorkflow(t, "?prefix=p:")
 	ctx := context.Background()

@@ -448,6 +448,43 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 			}
 			wantDeadline(t, s, k, later.Expires)
 		}},
+		{"Same never moves a deadline back", func(t *testing.T, s S, w store.Workflow) {
+			held := rec("x")
+			for _, tc := range []struct {
+				what  string
+				by    time.Duration // from what is held to what the entry says
+				same  bool
+				moves bool
+			}{
+				{"much earlier", -30 * time.Minute, false, false},
+				{"beyond the slack", -store.DeadlineSlack - 2*time.Second, false, false},
+				{"within the slack", -store.DeadlineSlack + 2*time.Second, true, false},
+				{"overdue", -2 * time.Hour, false, false},
+				{"a little later", 2 * time.Second, true, true},
+				{"much later", time.Hour, true, true},
+			} {
+				ok(t, "Save", s.Save(context10(t), k, held, store.Always))
+				entry, want := held, held.Expires
+				entry.Expires = held.Expires.Add(tc.by)
+				if tc.moves {
+					want = entry.Expires
+				}
+				got, err := w.Same(context10(t), 5, []store.Entry{{Key: k, Record: &entry}})
+				if len(got) != 1 || got[0] != tc.same || err != nil {
+					t.Errorf("Same of a deadline %s: got %v, %v, want %v", tc.what, got, err, tc.same)
+				}
+				wantDeadline(t, s, k, want)
+				wantMarker(t, w, "x", false, store.NoMarker)
+			}
+			held.Expires = time.Now().Add(2 * time.Second) // within the slack of one that is over
+			ok(t, "Save", s.Save(context10(t), k, held, store.Always))
+			overdue := held
+			overdue.Expires = time.Now().Add(-time.Second)
+			if got, err := w.Same(context10(t), 5, []store.Entry{{Key: k, Record: &overdue}}); !slices.Equal(got, []bool{false}) || err != nil {
+				t.Errorf("Same of an overdue record: got %v, %v", got, err)
+			}
+			wantDeadline(t, s, k, held.Expires)
+		}},
 		{"Remove takes values and markers", func(t *testing.T, s S, w store.Workflow) {
 			_, err := w.WriteAhead(context10(t), k, op("o", 5, long), recp("x"), store.Always)
 			ok(t, "WriteAhead", err)
