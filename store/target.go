@@ -22,7 +22,7 @@ type Target interface {
 	Instance(ctx context.Context) (string, error)
 
 	// Generation changes, before the first answer of the new connection is seen, whenever this store may have become
-	// another one: a connection was made anew. It asks nobody.
+	// another one: a connection was made anew. An attempt at one that fails changes nothing. It asks nobody.
 	Generation() uint64
 }
 

@@ -57,6 +57,7 @@ func (s *Store) keep(ctx context.Context, l *link) {
 			continue
 		}
 		failures = 0
+		s.generation.Add(1) // first: nobody shall have an answer of w and not see it
 		l.wire.Store(w)
 		tried()
 		log.Info("redis: connected")
@@ -133,7 +134,6 @@ func (s *Store) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.generation.Add(1)
 	if s.opt.TLS == nil {
 		return nc, nil
 	}

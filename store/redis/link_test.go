@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -275,6 +276,41 @@ func TestGivenUpCommandsDoNotCostTheConnection(t *testing.T) {
 	}
 	if after := s.Generation(); after != before {
 		t.Errorf("%d connections were made", after-before)
+	}
+}
+
+// Whoever sees another generation asks the server again who it is. A link that is refused again and again would make it
+// ask for ever, while the other link has been on the same server all the time.
+func TestALoginThatFailsIsNoGeneration(t *testing.T) {
+	for _, answer := range []string{
+		"-ERR max number of clients reached\r\n",
+		"-LOADING Redis is loading the dataset in memory\r\n",
+		hangUp, silence, "%1\r\n:1\r\n:1\r\n",
+	} {
+		var logins atomic.Int64
+		f := newFake(t, func(args []string) string {
+			switch {
+			case args[0] != "HELLO":
+				return "+OK\r\n"
+			case logins.Add(1) == 1:
+				return welcome
+			}
+			return answer
+		})
+		s := open(t, "redis://"+f.addr+"?connections=2&dial_timeout=50ms")
+		eventually(t, "many logins", func() bool { return logins.Load() > 5 })
+		if got := s.Generation(); got != 1 {
+			t.Errorf("%q: Generation: got %d for one connection", answer, got)
+		}
+		if err := s.Ping(context.Background()); err != nil {
+			t.Errorf("%q: Ping: %v", answer, err)
+		}
+		if nc, err := s.Dial(context.Background()); err == nil { // its login gets +OK
+			nc.Close()
+		}
+		if got := s.Generation(); got != 2 {
+			t.Errorf("%q: Generation after Dial: got %d", answer, got)
+		}
 	}
 }
 

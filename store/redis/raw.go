@@ -32,6 +32,7 @@ func (s *Store) Dial(ctx context.Context) (net.Conn, error) {
 	nc, err := s.dial(ctx)
 	if err == nil {
 		if err = s.login(ctx, nc, password); err == nil {
+			s.generation.Add(1)
 			return nc, nil
 		}
 		nc.Close()

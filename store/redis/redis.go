@@ -305,5 +305,6 @@ func (s *Store) Instance(ctx context.Context) (string, error) {
 	return m["run_id"], err
 }
 
-// Generation counts the connections that were ever made. It is raised before the first byte goes over a new one.
+// Generation counts the connections that were ever put to use, each before it can answer anybody. An attempt that fails
+// does not count: what answers is where it was.
 func (s *Store) Generation() uint64 { return s.generation.Load() }
