@@ -12,7 +12,8 @@ import (
 
 // A fake answers what it is told to.
 type fake struct {
-	addr string
+	addr  string
+	login func(args []string) string // answers the first INFO of a connection
 
 	mu   sync.Mutex
 	seen []string // names of the commands that came, logins and PINGs left out
@@ -24,14 +25,21 @@ const (
 	welcome = "%1\r\n+proto\r\n:3\r\n"
 )
 
-// newFake starts a server that answers a command with reply(args); see silence and hangUp.
+// newFake starts a server that answers a command with reply(args); see silence and hangUp. Logins say that it is one and
+// the same server.
 func newFake(t testing.TB, reply func(args []string) string) *fake {
+	t.Helper()
+	return newFakeLogin(t, func([]string) string { return "$11\r\nrun_id:fake\r\n" }, reply)
+}
+
+// newFakeLogin is newFake with what the server says of itself.
+func newFakeLogin(t testing.TB, login, reply func(args []string) string) *fake {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{addr: ln.Addr().String()}
+	f := &fake{addr: ln.Addr().String(), login: login}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	conns := map[net.Conn]bool{}
@@ -70,7 +78,7 @@ func (f *fake) serve(c net.Conn, reply func([]string) string) {
 		}
 		return n
 	}
-	for {
+	for loggedIn := false; ; {
 		var args []string
 		for range number() {
 			b := make([]byte, max(0, number())+2)
@@ -82,12 +90,15 @@ func (f *fake) serve(c net.Conn, reply func([]string) string) {
 		if len(args) == 0 {
 			return
 		}
-		if args[0] != "HELLO" && args[0] != "PING" {
+		answer := reply
+		if args[0] == "INFO" && !loggedIn {
+			answer, loggedIn = f.login, true
+		} else if args[0] != "HELLO" && args[0] != "PING" {
 			f.mu.Lock()
 			f.seen = append(f.seen, args[0])
 			f.mu.Unlock()
 		}
-		switch out := reply(args); out {
+		switch out := answer(args); out {
 		case silence:
 		case hangUp:
 			return

@@ -21,6 +21,7 @@ var (
 	errClosed  = errors.New("the store is closed")
 	errStalled = errors.New("too many commands wait for an answer")
 	errNotSent = errors.New("the connection is gone")
+	errMoved   = errors.New("the address is another server's now")
 )
 
 // A link is a place for one connection, which keep fills again and again.
@@ -38,6 +39,17 @@ type link struct {
 func (s *Store) keep(ctx context.Context, l *link) {
 	log, failures := s.opt.Logger.With("addr", s.opt.Addr), 0
 	tried := sync.OnceFunc(func() { close(l.tried) })
+	rest := func(err error) {
+		failures++
+		pause := 10 * time.Millisecond << min(failures-1, 5)
+		if misconfigured(err) {
+			pause = 2 * time.Second // nothing gets better by asking often, and each try is a line in ACL LOG
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause)):
+		case <-ctx.Done():
+		}
+	}
 	for ctx.Err() == nil {
 		w, err := s.connect(ctx)
 		l.err.Store(&err)
@@ -45,32 +57,67 @@ func (s *Store) keep(ctx context.Context, l *link) {
 			if tried(); failures == 0 && ctx.Err() == nil {
 				log.Warn("redis: cannot connect", "error", err)
 			}
-			failures++
-			pause := 10 * time.Millisecond << min(failures, 5)
-			if misconfigured(err) {
-				pause = 2 * time.Second // nothing gets better by asking often, and each try is a line in ACL LOG
-			}
-			select {
-			case <-time.After(pause/2 + rand.N(pause)):
-			case <-ctx.Done():
+			rest(err)
+			continue
+		}
+		rival := s.admit(l, w)
+		tried()
+		if rival != nil {
+			w.close()
+			if w.server == "" {
+				log.Warn("redis: the server does not tell its run_id (INFO server): one connection has to do")
+				select {
+				case <-rival.conn.down:
+				case <-ctx.Done():
+				}
 			}
 			continue
 		}
-		failures = 0
-		s.generation.Add(1) // first: nobody shall have an answer of w and not see it
-		l.wire.Store(w)
-		tried()
 		log.Info("redis: connected")
+		began := time.Now()
 		select {
 		case <-w.conn.down:
-			log.Warn("redis: connection lost")
+			log.Warn("redis: connection lost", "error", w.conn.cause())
 		case <-ctx.Done():
 			w.client.Close()
 			w.conn.Close()
 		}
 		l.wire.Store(nil)
+		// A connection that we had to close will soon have to be closed again, where it is the address that is wrong.
+		if err := w.conn.cause(); err != nil && time.Since(began) < time.Second {
+			rest(err)
+		} else {
+			failures = 0
+		}
 	}
 	l.err.Store(&errClosed)
+}
+
+// admit puts w to use, unless that cannot be: then it returns the connection that is in its way.
+//
+// All connections in use are of one server. An address may move to another one (a proxy, a virtual IP) and leave the
+// connections that there are where they are: as soon as one of ours is of another server, those made before are closed,
+// so that none of them answers after it. Of a server that does not say which one it is, there is only one connection.
+func (s *Store) admit(l *link, w *wire) (rival *wire) {
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	var strangers []*wire
+	for _, other := range s.links {
+		o := other.wire.Load()
+		switch {
+		case o == nil || !o.conn.up() || o.server == w.server && w.server != "":
+		case w.server == "" || o.dial > w.dial: // where the address is now, we know from the one that was dialled last
+			return o
+		default:
+			strangers = append(strangers, o)
+		}
+	}
+	for _, o := range strangers {
+		o.conn.cut(errMoved)
+	}
+	s.generation.Add(1) // first: nobody shall have an answer of w and not see it
+	l.wire.Store(w)
+	return nil
 }
 
 // connect makes a connection and logs in on it.
@@ -79,7 +126,7 @@ func (s *Store) connect(ctx context.Context) (*wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{turn: make(chan struct{}, inFlight)}
+	w := &wire{turn: make(chan struct{}, inFlight), dial: s.dials.Add(1)}
 	unwatch := func() bool { return true }
 	w.client, err = rueidis.NewClient(rueidis.ClientOption{
 		InitAddress:       []string{s.opt.Addr},
@@ -106,25 +153,41 @@ func (s *Store) connect(ctx context.Context) (*wire, error) {
 			if err != nil {
 				return nil, err
 			}
-			w.conn = &conn{Conn: nc, down: make(chan struct{})}
+			w.conn = newConn(nc)
 			unwatch = context.AfterFunc(ctx, func() { w.conn.Close() }) // Close does not wait for a slow login
 			return w.conn, nil
 		},
 	})
+	if err == nil {
+		w.server, err = w.runID(ctx, s.opt.DialTimeout)
+	}
 	unwatch()
 	if err == nil {
 		return w, nil
 	}
-	if w.client != nil {
-		w.client.Close()
-	}
-	if w.conn != nil {
-		w.conn.Close()
-	}
+	w.close()
 	if re, ok := rueidis.IsRedisErr(err); ok {
 		return nil, newReply(re)
 	}
 	return nil, fmt.Errorf("connect: %w", err)
+}
+
+// runID asks the server which one it is. The answer is "" where that cannot be had: the user may not run INFO, there is
+// no such command, or it does not say.
+func (w *wire) runID(ctx context.Context, timeout time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	msg, err := w.exchange(ctx, "INFO", "server")
+	if re, ok := rueidis.IsRedisErr(err); ok {
+		if code := newReply(re).code; code == "NOPERM" || code == "unknown" { // "unknown command"
+			return "", nil
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	text, err := msg.ToString()
+	return infoFields(text)["run_id"], err
 }
 
 func (s *Store) dial(ctx context.Context) (net.Conn, error) {
@@ -150,11 +213,31 @@ type conn struct {
 	net.Conn
 	once sync.Once
 	down chan struct{}
+	why  error // set before down is closed
 }
 
+func newConn(nc net.Conn) *conn { return &conn{Conn: nc, down: make(chan struct{})} }
+
 func (c *conn) Close() error {
-	c.once.Do(func() { close(c.down) }) // first: who sees it open believes that a command may be sent
+	c.over(nil) // first: who sees it open believes that a command may be sent
 	return c.Conn.Close()
+}
+
+// cut closes c for a reason of our own. What has arrived on it and was not read yet is nobody's answer any more.
+func (c *conn) cut(why error) {
+	c.over(why)
+	sock := c.Conn
+	if tc, ok := sock.(*tls.Conn); ok {
+		sock = tc.NetConn() // without a goodbye, which may take its time
+	}
+	sock.Close()
+}
+
+func (c *conn) over(why error) {
+	c.once.Do(func() {
+		c.why = why
+		close(c.down)
+	})
 }
 
 func (c *conn) up() bool {
@@ -164,6 +247,21 @@ func (c *conn) up() bool {
 	default:
 		return true
 	}
+}
+
+// cause returns why c was cut, or nil.
+func (c *conn) cause() error {
+	<-c.down
+	return c.why
+}
+
+// Read answers nothing once c is closed, even where the socket still does.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if !c.up() {
+		return 0, cmp.Or(c.why, net.ErrClosed)
+	}
+	return n, err
 }
 
 const (
@@ -179,12 +277,24 @@ const (
 type wire struct {
 	client rueidis.Client
 	conn   *conn
+	server string        // its run_id, or ""
+	dial   uint64        // counts the attempts of the store
 	turn   chan struct{} // one token for each command under way
 
 	// A command that was given up still has its place in the queue until its answer comes. Answers come in order: who
 	// gets one knows that those which had been given up before it began are answered, too.
 	given, answered atomic.Int64
 	probing         atomic.Bool
+}
+
+// close ends what connect made, or began to make.
+func (w *wire) close() {
+	if w.conn != nil {
+		w.conn.Close()
+	}
+	if w.client != nil {
+		w.client.Close()
+	}
 }
 
 // do sends one command. Beside the server's reply it answers errNotSent or errStalled, which are certain, or anything,
@@ -243,7 +353,7 @@ func (w *wire) exchange(ctx context.Context, args ...string) (rueidis.RedisMessa
 func (s *Store) wire() (*wire, error) {
 	first := rand.IntN(len(s.links))
 	for i := range s.links {
-		if w := s.links[(first+i)%len(s.links)].wire.Load(); w != nil {
+		if w := s.links[(first+i)%len(s.links)].wire.Load(); w != nil && w.conn.up() {
 			return w, nil
 		}
 	}

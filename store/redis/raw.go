@@ -23,7 +23,8 @@ func (s *Store) Raw() (plain bool, maxValue int, timeout time.Duration) {
 }
 
 // Dial returns a connection of the caller's own. It is logged in, its database is selected, it speaks RESP2, and there is
-// nothing on it that is still to be answered. Close does not close it.
+// nothing on it that is still to be answered. Close does not close it, nor does anybody else where the address becomes
+// another server's.
 func (s *Store) Dial(ctx context.Context) (net.Conn, error) {
 	password, err := s.opt.password()
 	if err != nil {

@@ -55,7 +55,9 @@ type Options struct {
 	// Timeout bounds the wait for each answer; a context that ends earlier goes before. A connection that gives no
 	// sign of life for as long is given up. The default is 2 s.
 	Timeout time.Duration
-	// Connections is the number of connections that all callers share. The default is 2.
+	// Connections is the number of connections that all callers share. The default is 2. All of them are of one server,
+	// known by its run_id: where the user may not run INFO, there is only one connection, since a second one might be
+	// of another server that has the same address (a proxy, a virtual IP that moved).
 	Connections int
 
 	// Logger hears of connections lost and regained. The default is silence.
@@ -219,6 +221,8 @@ type Store struct {
 	links      []*link
 	errTimeout error
 	generation atomic.Uint64
+	dials      atomic.Uint64
+	admission  sync.Mutex // held by who puts a connection to use, or closes those that are
 	stop       context.CancelFunc
 	wg         sync.WaitGroup
 }
@@ -246,7 +250,9 @@ func Connect(ctx context.Context, opt Options) (*Store, error) {
 	s.errTimeout = fmt.Errorf("no answer within %v: %w", opt.Timeout, os.ErrDeadlineExceeded)
 	for i := range s.links {
 		s.links[i] = &link{tried: make(chan struct{})}
-		s.wg.Go(func() { s.keep(life, s.links[i]) })
+	}
+	for _, l := range s.links {
+		s.wg.Go(func() { s.keep(life, l) })
 	}
 	for _, l := range s.links {
 		select {
@@ -281,16 +287,21 @@ func (s *Store) Info(ctx context.Context) (map[string]string, error) { return s.
 
 func (s *Store) info(ctx context.Context, section string) (map[string]string, error) {
 	r := s.ask(ctx, "info", "INFO", section)
-	m := make(map[string]string)
-	for line := range strings.Lines(r.text(0)) {
-		if name, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), ":"); ok {
-			m[name] = value
-		}
-	}
+	m := infoFields(r.text(0))
 	if r.err == nil && m["run_id"] == "" {
 		r.unreadable(errors.New("no run_id"))
 	}
 	return m, r.fail()
+}
+
+func infoFields(text string) map[string]string {
+	m := make(map[string]string)
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), ":"); ok {
+			m[name] = value
+		}
+	}
+	return m
 }
 
 // Count returns the number of all keys in the database, sessions or not: DBSIZE, which costs nothing.
@@ -299,7 +310,7 @@ func (s *Store) Count(ctx context.Context) (int, error) {
 	return int(r.int(0)), r.fail()
 }
 
-// Instance returns the server's run_id, which a restart changes.
+// Instance returns the server's run_id, which a restart changes. All connections in use are of that server.
 func (s *Store) Instance(ctx context.Context) (string, error) {
 	m, err := s.info(ctx, "server")
 	return m["run_id"], err
