@@ -17,22 +17,38 @@ import (
 
 	"github.com/sessile/sessile/internal/guard"
 	"github.com/sessile/sessile/store"
+	"github.com/sessile/sessile/store/memory"
 )
 
 var seedFlag = flag.Uint64("seed", 0, "run the simulation with this seed alone")
 
-// A simulated run is many clients on few sessions through two gateways, while a controller walks the ladder at random
-// and both stores are slow, refuse, lose answers and execute late. Everything acknowledged has to be linearizable.
+// A simulated run is many clients, patient and not, on few sessions through three gateways, while a controller walks the
+// ladder at random, both stores are slow, refuse, lose answers and execute late, gateways stand still, are cut off and
+// killed, and the target comes back with another memory. Everything acknowledged has to be linearizable.
 type run struct {
 	*world
 	seed uint64
 
-	mu      sync.Mutex // guards rng, history
+	mu      sync.Mutex // guards rng, history, story, nodes
 	rng     *rand.Rand
 	history map[string][]porcupine.Operation
 	story   []string
+	nodes   []*node
 
 	faults faults
+}
+
+// A node is a gateway with its own connections.
+type node struct {
+	*run
+	g      *Engine
+	origin *faulty
+	target *faultyTarget
+
+	nmu        sync.Mutex // guards what follows
+	still      time.Time  // until when it stands still
+	cutO, cutN time.Time  // until when it is cut off from a store
+	dead       bool
 }
 
 // faults are probabilities per call.
@@ -40,6 +56,11 @@ type faults struct {
 	refuse, lose, late float64
 	outages            bool // now and then a whole store is away for seconds
 	stops              bool // now and then a gateway stands still between two messages
+	freezes            bool // now and then a gateway stands still as a whole
+	cuts               bool // now and then a gateway is cut off from a store for seconds
+	kills              bool // now and then a gateway is killed, and another one started
+	restarts           bool // now and then the target comes back: as it was, older, or empty
+	cancels            bool // the controller also cancels and begins anew
 	unsealed           bool // the origin cannot compare its mark and write in one step
 	slow               bool // now and then a write to the origin takes most of its bound
 }
@@ -64,20 +85,30 @@ func (r *run) pick(n int) int {
 
 // A register with absence: what a session is to its clients.
 type input struct {
-	kind  byte // W, D, R
+	kind  byte // Write, Add (if absent), Put (if present), Touch, Delete, Read
 	value string
 }
 
 var register = porcupine.Model{
 	Init: func() any { return "" },
 	Step: func(state, in, out any) (bool, any) {
+		held := state.(string)
 		switch i := in.(input); i.kind {
 		case 'W':
 			return true, i.value
 		case 'D':
 			return true, ""
+		case 'A', 'P':
+			applies := (held == "") == (i.kind == 'A')
+			next := held
+			if applies {
+				next = i.value
+			}
+			return out == nil || out.(bool) == applies, next
+		case 'T':
+			return out.(bool) == (held != ""), held
 		default:
-			return out == nil || out.(string) == state.(string), state
+			return out.(string) == held, held
 		}
 	},
 	DescribeOperation: func(in, out any) string { return fmt.Sprintf("%c %s -> %v", in.(input).kind, in.(input).value, out) },
@@ -93,23 +124,86 @@ func (r *run) trace(format string, args ...any) {
 	}
 }
 
-// disturb gives every call of a store a latency and, by chance, a fault.
-func (r *run) disturb(f *fault, origin bool) {
+// start starts one more gateway, whose every call has a latency and, by chance, a fault.
+func (r *run) start() *node {
+	n := &node{run: r}
+	n.g, n.origin, n.target = r.view(func(o *Options) {
+		o.Hooks.Arrow = func(_ context.Context, arrow, key string) {
+			if r.faults.stops && r.chance(0.004) {
+				r.trace("a gateway stands still at %s %s", arrow, key)
+				time.Sleep(r.upTo(8 * time.Second)) // longer than every lease
+			}
+		}
+	})
+	n.disturb(&n.origin.fault, "O", &n.cutO)
+	n.disturb(&n.target.fault, "N", &n.cutN)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.nodes = append(r.nodes, n)
+	return n
+}
+
+// living picks a gateway that has not been killed.
+func (r *run) living() *node {
+	for {
+		i := r.pick(1 << 16)
+		r.mu.Lock()
+		n := r.nodes[i%len(r.nodes)]
+		r.mu.Unlock()
+		if !n.killed() {
+			return n
+		}
+	}
+}
+
+func (n *node) killed() bool {
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	return n.dead
+}
+
+// gone reports why nothing goes between n and a store.
+func (n *node) gone(cut *time.Time) error {
+	for {
+		n.nmu.Lock()
+		still, off, dead := time.Until(n.still), time.Now().Before(*cut), n.dead
+		n.nmu.Unlock()
+		switch {
+		case dead:
+			return errors.New("killed")
+		case still > 0:
+			time.Sleep(still)
+		case off:
+			return errors.New("cut off")
+		default:
+			return nil
+		}
+	}
+}
+
+func (n *node) disturb(f *fault, side string, cut *time.Time) {
 	control := map[string]bool{"mark": true, "swapmark": true, "renew": true, "control": true, "swapcontrol": true, "leases": true, "instance": true, "unsettled": true}
-	side := map[bool]string{true: "O", false: "N"}[origin]
 	f.set(func(call, key string) error {
-		time.Sleep(r.upTo(2 * time.Millisecond))
-		r.trace("  %s.%s %s", side, call, key)
-		if !control[call] && r.chance(r.faults.refuse) {
-			r.trace("  %s.%s %s REFUSED", side, call, key)
+		if err := n.gone(cut); err != nil {
+			return fmt.Errorf("%w: %v", store.ErrUnavailable, err)
+		}
+		time.Sleep(n.upTo(2 * time.Millisecond))
+		_ = n.gone(cut)
+		n.trace("  %s %s.%s %s", n.g.opt.Gateway, side, call, key)
+		if !control[call] && n.chance(n.faults.refuse) {
+			n.trace("  %s %s.%s %s REFUSED", n.g.opt.Gateway, side, call, key)
 			return fmt.Errorf("%w: refused", store.ErrUnavailable)
 		}
 		return nil
 	}, func(call, key string) error {
-		time.Sleep(r.upTo(2 * time.Millisecond))
-		if !control[call] && r.chance(r.faults.lose) {
-			r.trace("  %s.%s %s ANSWER LOST", side, call, key)
-			return fmt.Errorf("%w: answer lost", store.ErrUnknown)
+		time.Sleep(n.upTo(2 * time.Millisecond))
+		err := n.gone(cut)
+		if err == nil && !control[call] && n.chance(n.faults.lose) {
+			err = errors.New("answer lost")
+		}
+		if err != nil {
+			n.trace("  %s %s.%s %s ANSWER LOST: %v", n.g.opt.Gateway, side, call, key, err)
+			return fmt.Errorf("%w: %v", store.ErrUnknown, err)
 		}
 		return nil
 	})
@@ -247,106 +341,193 @@ func (v *lateView) Save(ctx context.Context, key string, rec store.Record, c sto
 }
 
 // record runs one client operation and notes it. What failed without effect is not noted; what may have happened may
-// happen at any time after.
-func (r *run) record(client int, key string, in input, do func(ctx context.Context) (string, error)) {
-	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
+// happen at any time after. do answers what the model calls the output.
+func (n *node) record(client int, key string, in input, patience time.Duration, do func(ctx context.Context, g *Engine) (any, error)) {
+	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
 	defer cancel()
 	call := time.Now()
-	r.trace("client %d: %c %s %s", client, in.kind, key, in.value)
-	out, err := do(ctx)
-	r.trace("client %d: %c %s %s answered %q, %v", client, in.kind, key, in.value, out, err)
-	ret := time.Now().UnixNano()
-	var output any = out
-	switch store.OutcomeOf(err) {
+	n.trace("client %d at %s: %c %s %s", client, n.g.opt.Gateway, in.kind, key, in.value)
+	output, err := do(ctx, n.g)
+	n.trace("client %d at %s: %c %s %s answered %v, %v", client, n.g.opt.Gateway, in.kind, key, in.value, output, err)
+	outcome, ret := store.OutcomeOf(err), time.Now().UnixNano()
+	if n.killed() {
+		outcome = store.OutcomeUnknown // nobody was told
+	}
+	switch outcome {
 	case store.OK, store.OutcomeAbsent:
+	case store.OutcomeConflict:
+		if in.kind != 'A' && in.kind != 'P' {
+			n.t.Errorf("-seed %d: %c was answered %v, and had no condition", n.seed, in.kind, err)
+		}
 	case store.OutcomeUnknown:
+		if in.kind == 'R' || in.kind == 'T' {
+			return // changes nothing
+		}
 		ret, output = 1<<62, nil
 	default:
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.history[key] = append(r.history[key], porcupine.Operation{ClientId: client, Input: in, Call: call.UnixNano(), Output: output, Return: ret})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.history[key] = append(n.history[key], porcupine.Operation{ClientId: client, Input: in, Call: call.UnixNano(), Output: output, Return: ret})
+}
+
+func (n *node) read(client int, key string, patience time.Duration) (err error) {
+	n.record(client, key, input{'R', ""}, patience, func(ctx context.Context, g *Engine) (any, error) {
+		var rec store.Record
+		rec, err = g.Load(ctx, key)
+		return string(rec.Data), err
+	})
+	return err
 }
 
 func (r *run) client(id int, keys, ops int) {
-	g := func() *Engine { return r.gws[r.pick(len(r.gws))] }
 	for i := range ops {
 		time.Sleep(r.upTo(1500 * time.Millisecond))
-		key := fmt.Sprint("k", r.pick(keys))
-		switch n := r.pick(10); {
-		case n < 3:
-			value := fmt.Sprintf("c%d.%d", id, i)
-			r.record(id, key, input{'W', value}, func(ctx context.Context) (string, error) {
-				return "", g().Save(ctx, key, hour(value), store.Always)
-			})
-		case n < 5:
-			r.record(id, key, input{'D', ""}, func(ctx context.Context) (string, error) {
-				_, err := g().Delete(ctx, key, store.Always)
-				return "", err
-			})
-		case n < 9:
-			r.record(id, key, input{'R', ""}, func(ctx context.Context) (string, error) {
-				rec, err := g().Load(ctx, key)
-				if store.OutcomeOf(err) == store.OutcomeUnknown {
-					err = fmt.Errorf("%w: a read that has no answer has no effect", store.ErrUnavailable)
-				}
-				return string(rec.Data), err
-			})
-		default:
-			ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
-			_ = g().Touch(ctx, key, time.Now().Add(time.Hour))
-			cancel()
+		key, value, n := fmt.Sprint("k", r.pick(keys)), fmt.Sprintf("c%d.%d", id, i), r.living()
+		patience := 20 * time.Second
+		switch r.pick(3) {
+		case 0:
+			patience = time.Millisecond + r.upTo(10*time.Millisecond)
+		case 1:
+			patience = time.Millisecond + r.upTo(3*time.Second)
 		}
-	}
-}
-
-// controller takes steps at random, mostly up, until stop is closed.
-func (r *run) controller(stop chan struct{}) {
-	for {
-		select {
-		case <-stop:
-			return
-		default:
-		}
-		time.Sleep(r.upTo(3 * time.Second))
-		g := r.gws[r.pick(len(r.gws))]
-		ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
-		c, err := readControl(ctx, g.flow)
-		if err == nil && c != nil {
-			opt := StepOptions{Force: true, Reason: "simulation", Window: time.Millisecond}
-			switch {
-			case r.chance(0.7) && c.Phase < RampDown:
-				r.trace("CTL up from %s", c.Phase)
-				err := g.SwitchTraffic(ctx, c.Phase+1, opt)
-				r.trace("CTL up from %s: %v", c.Phase, err)
-			case c.Phase > Off:
-				r.trace("CTL down from %s", c.Phase)
-				err := g.ReverseTraffic(ctx, c.Phase-1, opt)
-				r.trace("CTL down from %s: %v", c.Phase, err)
+		save := func(cond store.Condition) func(ctx context.Context, g *Engine) (any, error) {
+			return func(ctx context.Context, g *Engine) (any, error) {
+				err := g.Save(ctx, key, hour(value), cond)
+				return err == nil, err
 			}
 		}
-		cancel()
+		switch k := r.pick(12); {
+		case k < 2:
+			n.record(id, key, input{'W', value}, patience, save(store.Always))
+		case k < 3:
+			n.record(id, key, input{'A', value}, patience, save(store.IfAbsent))
+		case k < 4:
+			n.record(id, key, input{'P', value}, patience, save(store.IfPresent))
+		case k < 6:
+			n.record(id, key, input{'D', ""}, patience, func(ctx context.Context, g *Engine) (any, error) {
+				_, err := g.Delete(ctx, key, store.Always)
+				return nil, err
+			})
+		case k < 8:
+			n.record(id, key, input{'T', ""}, patience, func(ctx context.Context, g *Engine) (any, error) {
+				err := g.Touch(ctx, key, time.Now().Add(time.Hour))
+				return err == nil, err
+			})
+		default:
+			_ = n.read(id, key, patience)
+		}
 	}
 }
 
-// outages takes a store away for some seconds, now and then: long enough for a retreat.
-func (r *run) outages(stop chan struct{}) {
+// until calls f again and again until stop is closed.
+func until(stop chan struct{}, f func()) {
 	for {
-		time.Sleep(5*time.Second + r.upTo(20*time.Second))
 		select {
 		case <-stop:
 			return
 		default:
+			f()
 		}
-		f, origin := &r.target.fault, false
-		if r.chance(0.3) {
-			f, origin = &r.origin.fault, true
-		}
-		r.trace("DOWN origin %v", origin)
-		f.down()
-		time.Sleep(r.upTo(15 * time.Second))
-		r.disturb(f, origin)
+	}
+}
+
+// command takes a step at random, mostly up.
+func (r *run) command() {
+	time.Sleep(r.upTo(3 * time.Second))
+	g := r.living().g
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	b, err := r.n.Workflow("default").Control(ctx)
+	r.must(err)
+	c, err := parseControl(b)
+	r.must(err)
+	opt := StepOptions{Force: true, Reason: "simulation", Window: time.Millisecond}
+	switch {
+	case c == nil:
+		r.trace("CTL create: %v", g.Create(ctx, opt))
+	case r.chance(0.7) && c.Phase < RampDown:
+		r.trace("CTL up from %s", c.Phase)
+		r.trace("CTL up from %s: %v", c.Phase, g.SwitchTraffic(ctx, c.Phase+1, opt))
+	case r.faults.cancels && r.chance(0.3):
+		r.trace("CTL cancel")
+		r.trace("CTL cancel: %v", g.Cancel(ctx, opt))
+	case c.Phase > Off:
+		r.trace("CTL down from %s", c.Phase)
+		r.trace("CTL down from %s: %v", c.Phase, g.ReverseTraffic(ctx, c.Phase-1, opt))
+	}
+}
+
+// outage takes a store away from everybody for some seconds: long enough for a retreat.
+func (r *run) outage() {
+	time.Sleep(5*time.Second + r.upTo(20*time.Second))
+	end, origin := time.Now().Add(r.upTo(15*time.Second)), r.chance(0.3)
+	r.trace("DOWN origin %v until %s", origin, end.Format("04:05"))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes {
+		n.cut(origin, end)
+	}
+}
+
+func (n *node) cut(origin bool, until time.Time) {
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	if origin {
+		n.cutO = until
+	} else {
+		n.cutN = until
+	}
+}
+
+func (r *run) freeze() {
+	time.Sleep(r.upTo(5 * time.Second))
+	n, d := r.living(), r.upTo(8*time.Second)
+	r.trace("%s stands still for %v", n.g.opt.Gateway, d)
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	n.still = time.Now().Add(d)
+}
+
+func (r *run) cutOff() {
+	time.Sleep(r.upTo(10 * time.Second))
+	n, origin, end := r.living(), r.pick(3) == 0, time.Now().Add(r.upTo(8*time.Second))
+	r.trace("DOWN for %s: origin %v until %s", n.g.opt.Gateway, origin, end.Format("04:05"))
+	n.cut(origin, end)
+}
+
+func (r *run) kill() {
+	time.Sleep(5*time.Second + r.upTo(10*time.Second))
+	n := r.living()
+	n.nmu.Lock()
+	n.dead, n.still = true, time.Time{}
+	n.nmu.Unlock()
+	n.g.stop()
+	r.trace("%s stands still for ever, %s starts", n.g.opt.Gateway, r.start().g.opt.Gateway)
+}
+
+// restart lets the target come back, but not where only a person could say how to go on.
+func (r *run) restart() {
+	time.Sleep(5*time.Second + r.upTo(10*time.Second))
+	snap := r.n.Snapshot()
+	time.Sleep(r.upTo(8 * time.Second))
+	if m, _ := r.o.Mark(r.ctx()); m.Seal.Floor == store.FloorRampDown {
+		return
+	}
+	switch how := r.pick(4); how {
+	case 0:
+		r.trace("CTL the target is flushed")
+		r.n.Flush()
+	case 1:
+		r.trace("CTL the target comes back empty")
+		r.n.Restart(memory.Snapshot{})
+	case 2:
+		r.trace("CTL the target comes back as it was")
+		r.n.Restart(r.n.Snapshot())
+	default:
+		r.trace("CTL the target comes back older")
+		r.n.Restart(snap)
 	}
 }
 
@@ -356,23 +537,19 @@ func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, faults: f}
 		w.origin = &faulty{Origin: &lateOrigin{w.o, r}}
 		w.target = &faultyTarget{Target: &lateTarget{w.n, r}}
-		stopAt := func(ctx context.Context, arrow, key string) {
-			if f.stops && r.chance(0.004) {
-				r.trace("a gateway stands still at %s %s", arrow, key)
-				time.Sleep(r.upTo(8 * time.Second)) // longer than every lease
-			}
-		}
-		for range 2 {
-			w.gateway(func(o *Options) { o.Hooks.Arrow = stopAt })
+		for range 3 {
+			r.start()
 		}
 		w.must(w.gws[0].Create(w.ctx(), StepOptions{}))
-		r.disturb(&w.origin.fault, true)
-		r.disturb(&w.target.fault, false)
 		stop := make(chan struct{})
 		var background, clients sync.WaitGroup
-		background.Go(func() { r.controller(stop) })
-		if f.outages {
-			background.Go(func() { r.outages(stop) })
+		for _, b := range []struct {
+			on bool
+			do func()
+		}{{true, r.command}, {f.outages, r.outage}, {f.freezes, r.freeze}, {f.cuts, r.cutOff}, {f.kills, r.kill}, {f.restarts, r.restart}} {
+			if b.on {
+				background.Go(func() { until(stop, b.do) })
+			}
 		}
 		for id := range 5 {
 			clients.Go(func() { r.client(id, 2, 40) })
@@ -380,31 +557,43 @@ func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 		clients.Wait()
 		close(stop)
 		background.Wait()
-		w.origin.up()
-		w.target.up()
-		time.Sleep(20 * time.Second) // what is dead is settled, what retreats comes back
+		for _, n := range r.nodes {
+			n.nmu.Lock()
+			n.cutO, n.cutN = time.Time{}, time.Time{}
+			n.nmu.Unlock()
+			n.origin.up()
+			n.target.up()
+		}
+		time.Sleep(30 * time.Second) // what is dead is settled, what retreats comes back
+		serves := false
 		for k := range 2 {
-			key := fmt.Sprint("k", k)
-			for _, g := range w.gws {
-				r.record(99, key, input{'R', ""}, func(ctx context.Context) (string, error) {
-					rec, err := g.Load(ctx, key)
-					return string(rec.Data), err
-				})
+			for _, n := range r.nodes {
+				if n.killed() {
+					continue
+				}
+				err := n.read(99, fmt.Sprint("k", k), 20*time.Second)
+				failed := err != nil && store.Failed(err)
+				serves = serves || !failed
+				// A target that came back while somebody went up to ramp-down leaves the rest to a person.
+				if m, _ := w.o.Mark(w.ctx()); failed && !(f.restarts && m.Seal.Floor == store.FloorRampDown) {
+					violation += fmt.Sprintf("%s does not serve: %v; ", n.g.opt.Gateway, err)
+				}
 			}
 		}
-		c, err := readControl(w.ctx(), w.gws[0].flow)
-		w.must(err)
 		for key, ops := range r.history {
 			if !porcupine.CheckOperations(register, ops) {
 				violation += fmt.Sprintf("session %s is not linearizable; ", key)
 				r.tell(key, ops)
 			}
 		}
-		if c.Reconciled && c.Phase >= Sync && c.Phase <= RampDown {
+		flow := w.n.Workflow("default")
+		c, err := readControl(w.ctx(), flow)
+		w.must(err)
+		if serves && c != nil && c.Reconciled && c.Phase >= Sync && c.Phase <= RampDown {
 			for k := range 2 {
 				key := fmt.Sprint("k", k)
 				o, n := answer(w.o.Load(w.ctx(), key)), answer(w.n.Load(w.ctx(), key))
-				if _, m, _ := w.gws[0].flow.LoadMarked(w.ctx(), key); m.Kind == store.NoMarker && o != n {
+				if _, m, _ := flow.LoadMarked(w.ctx(), key); m.Kind == store.NoMarker && o != n {
 					violation += fmt.Sprintf("session %s is reconciled and unmarked, and differs: origin %q, target %q; ", key, o, n)
 				}
 			}
@@ -473,12 +662,17 @@ func seeds(n int) []uint64 {
 func TestSimulation(t *testing.T) {
 	for name, f := range map[string]faults{
 		"nothing fails":          {},
-		"calls fail":             {refuse: 0.02, lose: 0.02},
+		"calls fail":             {refuse: 0.02, lose: 0.05},
 		"writes land late":       {refuse: 0.01, lose: 0.01, late: 0.05},
 		"a weaker origin":        {refuse: 0.01, lose: 0.01, unsealed: true, slow: true},
 		"stores go away":         {refuse: 0.01, lose: 0.01, outages: true},
-		"gateways stand still":   {refuse: 0.01, lose: 0.01, stops: true},
-		"everything at one time": {refuse: 0.01, lose: 0.01, late: 0.03, outages: true, stops: true},
+		"gateways stand still":   {refuse: 0.01, lose: 0.01, stops: true, freezes: true},
+		"gateways are cut off":   {refuse: 0.01, lose: 0.02, cuts: true},
+		"gateways are killed":    {refuse: 0.01, lose: 0.02, kills: true},
+		"the target restarts":    {refuse: 0.01, lose: 0.02, restarts: true},
+		"moves are cancelled":    {refuse: 0.01, lose: 0.01, cancels: true, kills: true, freezes: true},
+		"everything at one time": {refuse: 0.01, lose: 0.02, late: 0.02, outages: true, stops: true, freezes: true, cuts: true, kills: true, restarts: true, cancels: true},
+		"and slowly":             {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, seed := range seeds(10) {
@@ -502,6 +696,7 @@ func TestSimulationNoticesEveryMissingGuard(t *testing.T) {
 		"drain":        {guard.Drain, faults{unsealed: true, slow: true}},
 		"reconcile":    {guard.Reconcile, faults{refuse: 0.02, lose: 0.02}},
 		"seal":         {guard.Seal, faults{refuse: 0.02, lose: 0.02, outages: true}},
+		"memory":       {guard.Memory, faults{restarts: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer guard.Disable(tc.g)()
@@ -515,5 +710,3 @@ func TestSimulationNoticesEveryMissingGuard(t *testing.T) {
 		})
 	}
 }
-
-var _ = errors.Is

@@ -233,7 +233,9 @@ func TestACommandThatWasOvertakenEnds(t *testing.T) {
 // noDeadline is a target whose LoadMarked does not tell the deadline, as Redis' does not.
 type noDeadline struct{ store.Target }
 
-func (n noDeadline) Workflow(name string) store.Workflow { return noDeadlineFlow{n.Target.Workflow(name)} }
+func (n noDeadline) Workflow(name string) store.Workflow {
+	return noDeadlineFlow{n.Target.Workflow(name)}
+}
 
 type noDeadlineFlow struct{ store.Workflow }
 
@@ -282,7 +284,9 @@ func TestASessionThatTheOriginCannotHoldHoldsUpNoStep(t *testing.T) {
 // shortLease is a target whose clock goes ahead of what was asked of it.
 type shortLease struct{ store.Target }
 
-func (s shortLease) Workflow(name string) store.Workflow { return shortLeaseFlow{s.Target.Workflow(name)} }
+func (s shortLease) Workflow(name string) store.Workflow {
+	return shortLeaseFlow{s.Target.Workflow(name)}
+}
 
 type shortLeaseFlow struct{ store.Workflow }
 
