@@ -193,11 +193,11 @@ func TestACreateThatStoodStillTakesNothingAway(t *testing.T) {
 		w.origin.down()
 		w.destroy(a, "k") // ahead
 		time.Sleep(5 * time.Second)
-		w.origin.up()
 		close(goOn)
 		if err := <-created; err == nil {
 			t.Error("created twice")
 		}
+		w.origin.up()
 		time.Sleep(10 * time.Second)
 		w.reads(a, "k", "-")
 		w.at(Sync)
