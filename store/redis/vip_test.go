@@ -107,14 +107,13 @@ func TestAnAddressThatMoves(t *testing.T) {
 					return
 				default:
 				}
-				generation := s.Generation()
 				id, err := s.Instance(ctx)
 				switch {
 				case err != nil: // the connection was closed
 				case id != before:
 					moved = true
-					if generation = s.Generation(); generation < 3 {
-						t.Errorf("the new server answered, and Generation is %d", generation)
+					if got := s.Generation(); got < 3 {
+						t.Errorf("the new server answered, and Generation is %d", got)
 					}
 				case moved:
 					t.Error("the old server answers after the new one")
