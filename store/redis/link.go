@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -121,7 +122,9 @@ func (s *Store) admit(l *link, w *wire) (rival *wire) {
 }
 
 // connect makes a connection and logs in on it.
-func (s *Store) connect(ctx context.Context) (*wire, error) {
+func (s *Store) connect(ctx context.Context) (*wire, error) { return s.connectBy(ctx, s.dial) }
+
+func (s *Store) connectBy(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*wire, error) {
 	password, err := s.opt.password()
 	if err != nil {
 		return nil, err
@@ -149,11 +152,11 @@ func (s *Store) connect(ctx context.Context) (*wire, error) {
 			if w.conn != nil {
 				return nil, errNotSent // a client is good for one connection
 			}
-			nc, err := s.dial(ctx)
+			nc, err := dial(ctx)
 			if err != nil {
 				return nil, err
 			}
-			w.conn = newConn(nc)
+			w.conn = newConn(nc, s.limits)
 			unwatch = context.AfterFunc(ctx, func() { w.conn.Close() }) // Close does not wait for a slow login
 			return w.conn, nil
 		},
@@ -208,15 +211,24 @@ func (s *Store) dial(ctx context.Context) (net.Conn, error) {
 	return tc, nil
 }
 
-// conn says when it is closed, which is the first thing that rueidis does with a connection that broke.
+// conn says when it is closed, which is the first thing that rueidis does with a connection that broke, and lets nothing
+// through to rueidis but replies that it can read, and not more of them than commands were sent.
 type conn struct {
 	net.Conn
 	once sync.Once
 	down chan struct{}
 	why  error // set before down is closed
+
+	replies, commands framing // each is followed by one goroutine at a time: rueidis' reader, its writer
+	sent              atomic.Int64
 }
 
-func newConn(nc net.Conn) *conn { return &conn{Conn: nc, down: make(chan struct{})} }
+func newConn(nc net.Conn, lim framingLimits) *conn {
+	c := &conn{Conn: nc, down: make(chan struct{})}
+	c.replies.lim, c.replies.asked = lim, c.sent.Load
+	c.commands.lim = framingLimits{bulk: math.MaxInt, elems: math.MaxInt, room: math.MaxInt}
+	return c
+}
 
 func (c *conn) Close() error {
 	c.over(nil) // first: who sees it open believes that a command may be sent
@@ -261,7 +273,23 @@ func (c *conn) Read(p []byte) (int, error) {
 	if !c.up() {
 		return 0, cmp.Or(c.why, net.ErrClosed)
 	}
-	return n, err
+	good, bad := c.replies.pass(p[:n])
+	if bad == nil {
+		return n, err
+	}
+	c.cut(bad)
+	if good > 0 { // whole replies may be among it; the next Read fails
+		return good, nil
+	}
+	return 0, bad
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	if _, err := c.commands.pass(p); err != nil {
+		return 0, err
+	}
+	c.sent.Store(c.commands.began) // first: the answer may be here at once
+	return c.Conn.Write(p)
 }
 
 const (

@@ -218,6 +218,7 @@ func nearest[T any](name string, set map[string]T) (best string) {
 // Store is one Redis server. It implements store.Target.
 type Store struct {
 	opt        Options
+	limits     framingLimits
 	links      []*link
 	errTimeout error
 	generation atomic.Uint64
@@ -246,7 +247,7 @@ func Connect(ctx context.Context, opt Options) (*Store, error) {
 		return nil, err
 	}
 	life, stop := context.WithCancel(context.Background())
-	s := &Store{opt: opt, links: make([]*link, opt.Connections), stop: stop}
+	s := &Store{opt: opt, limits: replyLimits(opt.MaxValue), links: make([]*link, opt.Connections), stop: stop}
 	s.errTimeout = fmt.Errorf("no answer within %v: %w", opt.Timeout, os.ErrDeadlineExceeded)
 	for i := range s.links {
 		s.links[i] = &link{tried: make(chan struct{})}

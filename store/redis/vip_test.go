@@ -255,7 +255,7 @@ func TestAdmission(t *testing.T) {
 	} {
 		of := func(m made) *wire {
 			nc, _ := net.Pipe()
-			return &wire{conn: newConn(nc), server: m.server, dial: m.dial}
+			return &wire{conn: newConn(nc, framingLimits{}), server: m.server, dial: m.dial}
 		}
 		s := &Store{links: []*link{{}, {}}}
 		there, w := of(c.there), of(c.is)
