@@ -169,7 +169,7 @@ func (e *Engine) Close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		defer cancel()
 		// Best effort: a lease that stays is over by itself, and only makes the next step wait for that.
-		_ = e.flow.DropLease(ctx, e.opt.Gateway)
+		_ = e.flow.Leave(ctx, e.opt.Gateway)
 	}
 	return nil
 }

@@ -59,7 +59,13 @@ func (e *Engine) renew(ctx context.Context) error {
 		if err != nil || c == nil {
 			return err
 		}
+		if c.Purged {
+			e.retire(c)
+			return nil
+		}
 		times = c.Times
+	} else if known.Purged {
+		return nil
 	}
 	for range 3 { // a reconnect in the middle makes the answer worthless; then ask again at once
 		asked, generation := time.Now(), e.target.Generation()
@@ -102,8 +108,6 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generat
 	known, verified, instance := s.control, s.generation == generation && !s.forgot, s.instance
 	e.mu.Unlock()
 	switch {
-	case known != nil && known.Purged:
-		return nil // the move is over: the target is a store like any other
 	case c == nil && known == nil:
 		return nil
 	case c == nil:
@@ -111,7 +115,11 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generat
 	case known != nil && c.Epoch < known.Epoch:
 		return e.otherMemory(ctx, c, errors.New("its control record is older than the one that this gateway knows"))
 	}
-	if !verified && !c.Purged {
+	if c.Purged {
+		e.retire(c)
+		return e.flow.Leave(ctx, e.opt.Gateway)
+	}
+	if !verified {
 		ask, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)
 		defer cancel()
 		var err error
@@ -166,7 +174,14 @@ func (e *Engine) noControl(ctx context.Context) error {
 	e.wake()
 	e.mu.Unlock()
 	e.log.Info("the workflow was cancelled")
-	return e.flow.DropLease(ctx, e.opt.Gateway)
+	return e.flow.Leave(ctx, e.opt.Gateway)
+}
+
+// retire makes the target a store like any other: the move is over.
+func (e *Engine) retire(c *Control) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.adopt(c)
 }
 
 // adopt makes c what new operations go by. Callers hold mu.

@@ -48,8 +48,10 @@ type Workflow interface {
 	Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (Renewal, error)
 	// Leases lists all leases, those that are over included.
 	Leases(ctx context.Context) ([]Lease, error)
-	// DropLease forgets a gateway.
+	// DropLease forgets the lease of a gateway, which may get a new one at any time.
 	DropLease(ctx context.Context, gateway string) error
+	// Leave is DropLease by the gateway itself, for good: the steps of this handle are forgotten, too.
+	Leave(ctx context.Context, gateway string) error
 
 	// LoadMarked reads the record and its marker in one step. An absent record is nil, not an error, since the marker
 	// may say more. Expires is filled where it costs nothing. Where there is no fence it answers ErrFenced: a target

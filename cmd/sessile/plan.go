@@ -164,6 +164,7 @@ func (readWorkflow) Renew(context.Context, string, []byte, time.Duration) (store
 	return store.Renewal{}, errReadOnly
 }
 func (readWorkflow) DropLease(context.Context, string) error { return errReadOnly }
+func (readWorkflow) Leave(context.Context, string) error     { return errReadOnly }
 func (readWorkflow) Settle(context.Context, string, store.Op) (store.Begun, error) {
 	return store.Begun{}, errReadOnly
 }

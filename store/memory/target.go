@@ -201,6 +201,15 @@ func (h *handle) DropLease(ctx context.Context, gateway string) error {
 	})
 }
 
+func (h *handle) Leave(ctx context.Context, gateway string) error {
+	return h.do(ctx, func(w *workflow, _ time.Time) error {
+		delete(w.leases, gateway)
+		delete(w.steps, h)
+		h.seen = 0
+		return nil
+	})
+}
+
 func (h *handle) LoadMarked(ctx context.Context, key string) (rec *store.Record, mk store.Marker, err error) {
 	if err := checkKey(key); err != nil {
 		return nil, store.Marker{}, err

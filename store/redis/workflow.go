@@ -103,6 +103,15 @@ func (w *workflow) DropLease(ctx context.Context, gateway string) error {
 	return w.s.tell(ctx, "drop lease", "HDEL", leaseKey(w.name), gateway).fail()
 }
 
+// Leave is two commands. The steps go last: without them a lease would be renewed by nobody.
+func (w *workflow) Leave(ctx context.Context, gateway string) error {
+	if err := w.DropLease(ctx, gateway); err != nil {
+		return err
+	}
+	w.seen.Store(0)
+	return w.s.tell(ctx, "leave", "HDEL", stepsKey(w.name), w.handle).fail()
+}
+
 // LoadMarked is one MGET of value, marker and fence. A value that is no string counts as absent in it. Marker.Left is not
 // known here and 0: it is by the server's clock, which MGET does not tell. Begin, Settle, BusyError and TouchMarked know it.
 func (w *workflow) LoadMarked(ctx context.Context, key string) (rec *store.Record, m store.Marker, err error) {

@@ -248,8 +248,15 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				if r, err := other.Renew(context10(t), "other", nil, long); !r.Forgot || err != nil {
 					t.Errorf("Renew by another handle: got %v, %v", r.Forgot, err)
 				}
-				if r, err := s.Workflow("w").Renew(context10(t), "third", nil, long); r.Forgot || err != nil {
-					t.Errorf("Renew by a new handle: got %v, %v", r.Forgot, err)
+				third := s.Workflow("w")
+				for range 2 {
+					if r, err := third.Renew(context10(t), "third", nil, long); r.Forgot || err != nil {
+						t.Errorf("Renew by a new handle: got %v, %v", r.Forgot, err)
+					}
+					ok(t, "Leave", third.Leave(context10(t), "third"))
+				}
+				if ls, err := w.Leases(context10(t)); len(ls) != 2 || err != nil {
+					t.Errorf("Leases after Leave: got %+v, %v", ls, err)
 				}
 			}
 		}},
