@@ -245,22 +245,23 @@ func (w *world) startGateway() error {
 	}
 	w.engine = engine
 	w.closers = append(w.closers, func() { engine.Close() })
-	w.server, err = gateway.New(gateway.Site{Name: "demo", Store: engine, Prefix: prefix, Lifetime: lifetime},
+	server, err := gateway.New(gateway.Site{Name: "demo", Store: engine, Prefix: prefix, Lifetime: lifetime},
 		gateway.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}
+	w.server = server
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	w.addr = l.Addr().String()
 	var wg sync.WaitGroup
-	wg.Go(func() { _ = w.server.Serve(l) })
+	wg.Go(func() { _ = server.Serve(l) })
 	w.closers = append(w.closers, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		_ = w.server.Shutdown(ctx)
+		_ = server.Shutdown(ctx)
 		wg.Wait()
 	})
 	return nil

@@ -18,7 +18,7 @@ import (
 	"github.com/sessile/sessile/store/redis"
 )
 
-// newSite is the demo's site on a Redis that the test can kill, restart and empty.
+// newSite is the demo's site with two gateways on a Redis that the test can kill, restart and empty.
 func newSite(t *testing.T, server *testserver.RedisServer) *world {
 	t.Helper()
 	var out bytes.Buffer
@@ -42,13 +42,17 @@ func newSite(t *testing.T, server *testserver.RedisServer) *world {
 	}
 	w.origin, w.target = origin, target
 	w.closers = append(w.closers, func() { origin.Close(); target.Close() })
-	if err := w.startGateway(); err != nil {
-		t.Fatal(err)
+	var addrs []string
+	for range 2 {
+		if err := w.startGateway(); err != nil {
+			t.Fatal(err)
+		}
+		addrs = append(addrs, w.addr)
 	}
 	w.traffic = &traffic{rec: recorder.New(), pace: 10 * time.Millisecond, times: map[string][]float64{}}
 	phase := "test"
 	w.traffic.phase.Store(&phase)
-	w.through(shortLived(w.addr))
+	w.through(shortLived(addrs...))
 	for range w.opt.Visitors {
 		id := newID()
 		w.traffic.members = append(w.traffic.members, id)
@@ -64,9 +68,9 @@ func newSite(t *testing.T, server *testserver.RedisServer) *world {
 
 // shortLived is client with locks that end soon: one in Redis outlives the connection through which it was taken, as it
 // should, and these tests cut many.
-func shortLived(addr string) func(worker int) handler {
+func shortLived(addrs ...string) func(worker int) handler {
 	return func(worker int) handler {
-		return &phpredis{addr: addr, token: fmt.Sprint("test|", worker), life: "1500"}
+		return &phpredis{addr: addrs[worker%len(addrs)], token: fmt.Sprint("test|", worker), life: "1500"}
 	}
 }
 
