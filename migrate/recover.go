@@ -105,7 +105,7 @@ func (e *Engine) control(ctx context.Context, t Times) (*Control, error) {
 func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generation uint64) error {
 	e.mu.Lock()
 	s := &e.auth
-	known, verified, instance := s.control, s.generation == generation && !s.forgot, s.instance
+	known, verified := s.control, s.generation == generation && !s.forgot
 	e.mu.Unlock()
 	switch {
 	case c == nil && known == nil:
@@ -122,8 +122,8 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generat
 	if !verified {
 		ask, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)
 		defer cancel()
-		var err error
-		if instance, err = e.target.Instance(ask); err != nil {
+		instance, err := e.target.Instance(ask)
+		if err != nil {
 			return err
 		}
 		e.mu.Lock()

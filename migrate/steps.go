@@ -258,9 +258,12 @@ func (e *Engine) Complete(ctx context.Context, opt StepOptions) error {
 		return &UsageError{fmt.Sprintf("the workflow is in phase %s: complete is entered from ramp-down (`sessile migrate switchtraffic --to ramp-down`)", c.Phase)}
 	}
 	if c.Phase == RampDown {
-		if c, err = e.step(ctx, c, Complete, opt); err != nil || opt.DryRun {
+		if _, err = e.step(ctx, c, Complete, opt); err != nil {
 			return err
 		}
+	}
+	if opt.DryRun {
+		return nil
 	}
 	if _, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
 		return err
