@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"syscall"
@@ -85,6 +86,7 @@ type looped struct {
 	inReady, inDirty bool
 
 	inflight int   // requests that the store has to answer
+	flying   int   // their bytes in the buffer, from kept on
 	class    class // of all of them
 	alone    bool  // nothing may be added to them
 	failed   []entry
@@ -133,7 +135,7 @@ func (l *loop) open() (err error) {
 
 func (l *loop) run() {
 	defer context.AfterFunc(l.s.ctx, func() { l.post(func() { l.leaving = true }) })()
-	l.dial()
+	l.dial(0)
 	for !l.leaving || l.count > 0 {
 		l.turn()
 	}
@@ -193,10 +195,7 @@ func (l *loop) turn() {
 	if l.at == len(l.batch) {
 		l.batch, l.ready, l.at = l.ready, l.batch[:0], 0
 	}
-	for !l.up.full() {
-		if l.at == len(l.batch) {
-			break
-		}
+	for l.at < len(l.batch) && !l.up.full() {
 		c := l.batch[l.at]
 		l.at++
 		c.inReady = false
@@ -237,7 +236,7 @@ func (l *loop) recover() {
 // watch has events of fd reported, with EPOLLOUT where more is that.
 func (l *loop) watch(op, fd int, more uint32) error {
 	return unix.EpollCtl(l.epoll, op, fd, &unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET&(1<<32-1) | more, Fd: int32(fd)})
+		Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET | more, Fd: int32(fd)})
 }
 
 func (l *loop) wait() {
@@ -254,19 +253,22 @@ func (l *loop) wait() {
 			syscall.Read(fd, b[:])
 		case fd == l.up.fd:
 			l.up.readable = true
-			l.up.armed = l.up.armed && ev.Events&unix.EPOLLOUT == 0
+			l.up.eof = l.up.eof || ev.Events&ends != 0
 		case fd < len(l.conns) && l.conns[fd] != nil:
 			l.event(l.conns[fd], ev.Events)
 		}
 	}
 }
 
+// ends are the events behind which there is nothing more.
+const ends = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+
 func (l *loop) event(c *looped, what uint32) {
 	if what&^unix.EPOLLOUT != 0 {
 		c.readable = true
 		l.schedule(c)
 	}
-	if what&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+	if what&ends != 0 {
 		c.eof = true
 		c.mu.Lock()
 		c.left = true
@@ -390,15 +392,16 @@ func (c *looped) begin() {
 // detach takes the descriptor out of nc and closes nc, so that Go's own poller does not watch it too.
 func detach(nc net.Conn) (fd int, err error) {
 	defer nc.Close()
-	raw, err := nc.(syscall.Conn).SyscallConn()
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return -1, errors.ErrUnsupported
+	}
+	raw, err := sc.SyscallConn()
 	if err != nil {
 		return -1, err
 	}
 	ctlErr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
-	if ctlErr != nil {
-		err = ctlErr
-	}
-	return fd, err
+	return fd, errors.Join(ctlErr, err)
 }
 
 // drop ends c at once. What the store was asked for it is still answered, and a command that a goroutine runs ends.
@@ -549,7 +552,9 @@ func (l *loop) commands(c *looped) {
 		mark := c.pos
 		args, need, err := c.next()
 		if err == resp.ErrIncomplete {
-			c.need, c.hungry = need, true
+			if c.need, c.hungry = need, true; c.inflight == 0 {
+				c.kept = c.pos // it may have skipped empty requests
+			}
 			return
 		}
 		var e entry
@@ -562,7 +567,7 @@ func (l *loop) commands(c *looped) {
 			return
 		}
 		if e.class != byHand {
-			e.size = c.pos - mark
+			e.size = c.pos - c.kept - c.flying
 			l.send(c, &e)
 			continue
 		}
@@ -593,7 +598,7 @@ func (l *loop) hand(c *looped, do func() result) {
 				if l.current = c; done {
 					l.soil(c)
 					c.finish(&res)
-					c.kept, c.active = c.pos, l.now
+					c.kept, c.flying, c.active = c.pos, 0, l.now
 					l.schedule(c)
 				} else {
 					l.drop(c)

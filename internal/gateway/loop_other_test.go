@@ -4,6 +4,8 @@ package gateway
 
 import "testing"
 
+const viaLoop = false
+
 func throughLoop(t testing.TB, site Site) Site { return site }
 
 func (g *gateway) linked() {}

@@ -118,9 +118,10 @@ func failing(err error, ops ...string) func(op, key string) error {
 // gateway is a server under test with one listener.
 type gateway struct {
 	*Server
-	t    testing.TB
-	addr net.Addr
-	done chan error
+	t       testing.TB
+	addr    net.Addr
+	done    chan error
+	viaLoop bool
 }
 
 // start serves site on a loopback address until the end of the test. Where site has no store, it gets one in memory.
@@ -151,7 +152,7 @@ func startOn(t testing.TB, site Site, opt Options, l net.Listener) *gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gateway{Server: s, t: t, addr: l.Addr(), done: make(chan error, 1)}
+	g := &gateway{Server: s, t: t, addr: l.Addr(), done: make(chan error, 1), viaLoop: viaLoop}
 	go func() { g.done <- s.Serve(l) }()
 	g.linked()
 	t.Cleanup(func() {

@@ -66,10 +66,11 @@ type uplink struct {
 	key    []byte // buffers of send
 	number []byte
 
-	heard    time.Time // when it last sent anything
+	began    time.Time // when it was made
+	heard    time.Time // when anything last came
 	readable bool
+	eof      bool // the end may have come
 	armed    bool // an event will say that there is room again
-	broken   bool // nothing can be written any more
 }
 
 func (u *uplink) init(value, maxValue int, timeout time.Duration) {
@@ -80,9 +81,12 @@ func (u *uplink) init(value, maxValue int, timeout time.Duration) {
 // full reports whether the store does not take what it is sent.
 func (u *uplink) full() bool { return len(u.out)-u.sent > maxBacklog }
 
-// dial connects to the store in the background, and goes on trying.
-func (l *loop) dial() {
+// dial connects to the store in the background, after a while, and goes on trying.
+func (l *loop) dial(after time.Duration) {
 	l.up.dialing.Go(func() {
+		if after > 0 {
+			sleep(l.s.ctx, after)
+		}
 		for pause := 10 * time.Millisecond; l.s.ctx.Err() == nil; pause = min(2*pause, time.Second) {
 			if nc, err := l.store.Dial(l.s.ctx); err == nil {
 				if fd, err := detach(nc); err == nil {
@@ -99,9 +103,9 @@ func (l *loop) dial() {
 
 func (l *loop) connected(fd int) {
 	u := &l.up
-	u.fd, u.readable, u.armed, u.broken = fd, true, false, false
+	u.fd, u.readable, u.eof, u.armed = fd, true, false, false
 	u.in, u.pos, u.need, u.skip = make([]byte, 0, upBuffer), 0, 0, 0
-	u.out, u.sent, u.taken, u.heard = nil, 0, 0, l.now
+	u.out, u.sent, u.taken, u.began, u.heard = nil, 0, 0, l.now, l.now
 	if err := l.watch(unix.EPOLL_CTL_ADD, fd, 0); err != nil {
 		l.s.log.Error("cannot watch the store's connection", "error", err)
 		l.fail()
@@ -114,7 +118,11 @@ func (l *loop) fail() {
 	if u.fd >= 0 {
 		l.dead = append(l.dead, u.fd)
 		u.fd = -1
-		l.dial()
+		after := time.Duration(0)
+		if l.now.Sub(u.began) < time.Second {
+			after = 10 * time.Millisecond // it is made again and again
+		}
+		l.dial(after)
 	}
 	for u.ring.n > 0 {
 		e := u.ring.pop()
@@ -130,6 +138,7 @@ func (l *loop) fail() {
 		}
 		l.answer(&e, &result{err: errLost})
 	}
+	l.current = nil
 	u.in, u.out = nil, nil
 	u.pos, u.sent, u.skip = 0, 0, 0
 }
@@ -152,6 +161,7 @@ func (l *loop) probe() {
 	case u.fd >= 0 && l.now.Sub(u.heard) > time.Second:
 		u.out = resp.AppendRequest(u.out, wordPing)
 		l.push(&entry{cmd: table["PING"], at: l.now})
+		l.flushUp()
 	}
 }
 
@@ -159,7 +169,7 @@ func (l *loop) probe() {
 // It has to be known beforehand that one command of Redis is all that exec would do.
 func (l *loop) plan(c *looped) (e entry) {
 	r, s := &c.req, l.s
-	if r.fail != "" || r.cmd.local != nil || len(r.keys) != 1 || l.up.fd < 0 || l.up.broken || c.byHand {
+	if r.fail != "" || r.cmd.local != nil || len(r.keys) != 1 || l.up.fd < 0 || l.up.eof || c.byHand {
 		return e
 	}
 	k := &r.keys[0]
@@ -235,6 +245,7 @@ func (l *loop) send(c *looped, e *entry) {
 	}
 	l.push(e)
 	c.inflight++
+	c.flying += e.size
 	c.class, c.alone = e.class, e.single()
 }
 
@@ -254,7 +265,7 @@ func (u *uplink) left(r *request) []byte {
 // flushUp sends what is to be sent.
 func (l *loop) flushUp() {
 	u := &l.up
-	if u.fd < 0 || u.broken || u.sent == len(u.out) {
+	if u.fd < 0 || u.eof || u.sent == len(u.out) {
 		return
 	}
 	n, err := syscall.Write(u.fd, u.out[u.sent:])
@@ -263,7 +274,8 @@ func (l *loop) flushUp() {
 		u.sent += n
 		u.taken += uint64(n)
 	case err != unix.EAGAIN && err != unix.EINTR:
-		u.broken, u.readable = true, true // there may still be answers, and then there is the end
+		u.eof, u.readable = true, true // there may still be answers, but the end is near
+		l.replies()
 		return
 	}
 	switch left := len(u.out) - u.sent; {
@@ -308,9 +320,9 @@ func (l *loop) replies() {
 		switch {
 		case n > 0:
 			u.in, u.heard = u.in[:len(u.in)+n], l.now
-			u.readable = n == len(room) || u.broken
+			u.readable = n == len(room) || u.eof
 			l.parseReplies()
-		case err == unix.EAGAIN && !u.broken:
+		case err == unix.EAGAIN:
 			u.readable = false
 		case err == unix.EINTR:
 		default:
@@ -356,7 +368,7 @@ func (l *loop) parseReplies() {
 			u.skip = n
 			e := u.ring.pop()
 			l.again(&e)
-		case e.c == nil && v.Kind != resp.Error && string(v.Str) == "PONG":
+		case e.c == nil && (v.Kind == resp.Simple && string(v.Str) == "PONG" || v.Kind == resp.Error):
 			u.pos += n
 			u.ring.pop()
 		case e.c != nil && v.Kind == resp.Error: // of Redis itself: nothing was done
@@ -422,7 +434,6 @@ func (l *loop) reply(e *entry, v *resp.Value) {
 	switch e.cmd.op {
 	case opLoad:
 		res.found, res.data = !v.Null, v.Str
-		c.weight = max(len(v.Str), c.weight/2)
 	case opSave:
 		res.found = true
 	case opDelete:
@@ -430,6 +441,7 @@ func (l *loop) reply(e *entry, v *resp.Value) {
 		c.reads.forget(e.id)
 	}
 	if e.class == reading {
+		c.weight = max(len(v.Str), c.weight/2)
 		s.readable(nil)
 		if res.found {
 			c.reads.note(e.id, e.began)
@@ -466,6 +478,7 @@ func (l *loop) answer(e *entry, res *result) {
 func (l *loop) say(e *entry, res *result) {
 	c := e.c
 	c.kept += e.size
+	c.flying -= e.size
 	if !c.gone {
 		l.soil(c)
 		c.out = e.cmd.render(c.out, c.proto, res)
@@ -491,9 +504,17 @@ func (l *loop) resume(c *looped) {
 		return
 	}
 	c.alone, c.active = false, l.now
-	if len(c.failed) > 0 {
+	again := 0
+	for i := range c.failed {
+		again += c.failed[i].size
+	}
+	if c.flying != again {
+		panic("answers are missing") // what would be parsed again might be anything
+	}
+	if c.flying = 0; again > 0 {
 		c.pos, c.need, c.began = c.kept, 0, time.Time{}
 		c.failed, c.byHand, c.hungry = nil, true, false
+		c.closing = false // the client has sent all it will, but it has not got all it is owed
 	}
 	l.schedule(c)
 	l.soil(c)
