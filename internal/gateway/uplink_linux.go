@@ -342,6 +342,10 @@ func (l *loop) parseReplies() {
 			u.pos, u.skip = u.pos+n, u.skip-n
 			continue
 		}
+		if u.ring.n == 0 { // not even all of it: the rest would be somebody's answer
+			l.outOfTurn()
+			return
+		}
 		if len(u.in)-u.pos < u.need {
 			return
 		}
@@ -351,10 +355,6 @@ func (l *loop) parseReplies() {
 			return
 		}
 		u.need = 0
-		if u.ring.n == 0 {
-			l.outOfTurn()
-			return
-		}
 		switch e := u.ring.first(); {
 		case err != nil:
 			n := u.long()
