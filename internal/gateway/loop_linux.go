@@ -215,6 +215,8 @@ func (l *loop) turn() {
 		l.look()
 	}
 	for _, fd := range l.dead {
+		// A child that is being started has it too, and then events still name it (epoll(7), the second question).
+		unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 		unix.Close(fd)
 	}
 	l.dead = l.dead[:0]

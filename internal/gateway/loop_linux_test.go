@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sessile/sessile/internal/resp"
 	"github.com/sessile/sessile/internal/testserver"
 	"github.com/sessile/sessile/store"
@@ -1138,6 +1140,54 @@ func TestStoreThatComesBack(t *testing.T) {
 	if got := r.CLI("CLIENT", "LIST"); strings.Count(got, "name=sessile") < 1 {
 		t.Errorf("clients: %s", got)
 	}
+}
+
+// A descriptor that a child has too, which is just being started, is closed only with the child's. What happens to that
+// connection is not put down to another one that got the same number.
+func TestDescriptorThatAChildHas(t *testing.T) {
+	gw, _ := startLoop(t, Site{})
+	l := gw.loops[0]
+	a, b := gw.dial(), gw.dial()
+	a.want("+PONG\r\n", "PING")
+	b.want("+PONG\r\n", "PING")
+	inLoop := func(do func()) {
+		done := make(chan bool)
+		l.post(func() { do(); close(done) })
+		<-done
+	}
+	of := func(c *client) *looped {
+		for _, got := range l.conns {
+			if got != nil && got.remote.String() == c.nc.LocalAddr().String() {
+				return got
+			}
+		}
+		return nil
+	}
+	var number, child int
+	inLoop(func() {
+		number = of(a).fd
+		child, _ = unix.FcntlInt(uintptr(number), unix.F_DUPFD_CLOEXEC, 0)
+	})
+	defer unix.Close(child)
+	a.want("+OK\r\n", "QUIT")
+	eventually(t, "the end of a", func() bool { return gw.Stats().Open == 1 })
+	inLoop(func() { // b gets the number of a
+		c := of(b)
+		l.conns[c.fd] = nil
+		unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, c.fd, nil)
+		if err := unix.Dup3(c.fd, number, unix.O_CLOEXEC); err != nil {
+			t.Error(err)
+		}
+		unix.Close(c.fd)
+		c.fd, l.conns[number] = number, c
+		if err := l.watch(unix.EPOLL_CTL_ADD, number, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	b.want("+PONG\r\n", "PING")
+	a.close()
+	time.Sleep(20 * time.Millisecond)
+	b.want("+PONG\r\n", "PING")
 }
 
 // A panic costs one connection, and those whose writes were under way the knowledge of what became of them.
