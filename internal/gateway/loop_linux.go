@@ -136,14 +136,22 @@ func (l *loop) open() (err error) {
 func (l *loop) run() {
 	defer context.AfterFunc(l.s.ctx, func() { l.post(func() { l.leaving = true }) })()
 	l.dial(0)
-	for !l.leaving || l.count > 0 {
+	for !l.done() {
 		l.turn()
 	}
-	l.mu.Lock()
-	l.over = true
-	l.mu.Unlock()
 	l.up.dialing.Wait()
 	l.close()
+}
+
+// done reports whether there is nothing to do any more, and has post know. A job may have come in the last turn.
+func (l *loop) done() bool {
+	if !l.leaving || l.count > 0 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = len(l.jobs) == 0
+	return l.over
 }
 
 func (l *loop) close() {

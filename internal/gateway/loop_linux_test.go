@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -1188,6 +1189,41 @@ func TestDescriptorThatAChildHas(t *testing.T) {
 	a.close()
 	time.Sleep(20 * time.Millisecond)
 	b.want("+PONG\r\n", "PING")
+}
+
+// whenLogged is called for every record.
+type whenLogged func()
+
+func (f whenLogged) Enabled(context.Context, slog.Level) bool  { return true }
+func (f whenLogged) Handle(context.Context, slog.Record) error { f(); return nil }
+func (f whenLogged) WithAttrs([]slog.Attr) slog.Handler        { return f }
+func (f whenLogged) WithGroup(string) slog.Handler             { return f }
+
+// What a loop was given to do in its last turn is done: a connection that begins then would never end, nor would Close.
+func TestJobInTheLastTurn(t *testing.T) {
+	w := wire(t, memory.New(memory.Options{}))
+	var l *loop
+	given, done := make(chan bool, 1), make(chan bool, 1)
+	viaLoop = true
+	gw := startWith(t, Site{Store: w}, Options{Logger: slog.New(whenLogged(sync.OnceFunc(func() {
+		given <- l.post(func() { done <- true })
+	})))})
+	viaLoop = false
+	l = gw.loops[0]
+	l.post(func() {
+		l.leaving = true
+		unix.Shutdown(l.up.fd, unix.SHUT_RDWR) // the log hears of that when all jobs are done
+		l.up.readable = true
+	})
+	if !<-given {
+		t.Fatal("the loop had ended before")
+	}
+	gw.loopsWG.Wait()
+	select {
+	case <-done:
+	default:
+		t.Error("a job was taken and not done")
+	}
 }
 
 // A panic costs one connection, and those whose writes were under way the knowledge of what became of them.
