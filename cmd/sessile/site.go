@@ -71,7 +71,8 @@ func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, e
 // isPHP reports whether every key of the site is an id that PHP made.
 func isPHP(site config.Site) bool { return site.Origin.Scheme() == "file" }
 
-// phpID reports whether PHP could have made an id: session.sid_length is 256 at most, its alphabet A-Z a-z 0-9 , -.
+// phpID reports whether id can be that of a file: PHP's alphabet is A-Z a-z 0-9 , -, and with its "sess_" the id has to fit
+// into a name of 255 bytes. session.sid_length may be 256, but PHP cannot open such files.
 func phpID[T string | []byte](id T) bool {
 	for i := range len(id) {
 		switch c := id[i]; {
@@ -80,7 +81,7 @@ func phpID[T string | []byte](id T) bool {
 			return false
 		}
 	}
-	return len(id) > 0 && len(id) <= 256
+	return len(id) > 0 && len(id) <= 250
 }
 
 // informer is a target that is Redis.
