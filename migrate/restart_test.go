@@ -3,6 +3,7 @@ package migrate
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,9 +50,14 @@ func TestAnIdleGatewayDoesNotVouchForABusyOne(t *testing.T) {
 			w.both(idle, busy, p)
 			w.save(busy, "k", "in")
 			time.Sleep(3 * time.Second)
-			last := false
-			view.set(nil, func(call, _ string) error { last = last || call == "renew"; return nil })
-			for !last {
+			var last atomic.Bool
+			view.set(nil, func(call, _ string) error {
+				if call == "renew" {
+					last.Store(true)
+				}
+				return nil
+			})
+			for !last.Load() {
 				time.Sleep(time.Millisecond)
 			}
 			time.Sleep(690 * time.Millisecond) // the idle gateway renews between snapshot and crash, if it can

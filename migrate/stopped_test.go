@@ -19,10 +19,10 @@ func TestATakenOverIntentIsNotWithdrawn(t *testing.T) {
 		a, b := w.gateway(), w.gateway()
 		w.both(a, b, Live)
 		w.save(a, "k", "in")
-		fail := true
+		var fails atomic.Bool
+		fails.Store(true)
 		noSweep := func(call, _ string) error {
-			if call == "settle" || call == "commit" && fail {
-				fail = fail && call != "commit"
+			if call == "settle" || call == "commit" && fails.CompareAndSwap(true, false) {
 				return store.ErrUnavailable
 			}
 			return nil
@@ -363,14 +363,12 @@ func TestALockWhoseAnswerWasLostIsGivenBack(t *testing.T) {
 
 func TestAnAheadThatIsOverWhenItIsPropagatedLeavesNothingOlder(t *testing.T) {
 	simulate(t, func(w *world) {
-		s := stopAt("write", "k")
-		g := w.gateway()
+		s := laterAt("write", "k")
+		g := w.gateway(s.option)
 		w.at(RampDown)
 		w.save(g, "k", "old") // for an hour
 		time.Sleep(2 * time.Second)
-		var o Options
-		s.option(&o)
-		g.opt.Hooks.Arrow = o.Hooks.Arrow
+		s.armed.Store(true)
 		w.must(g.Save(w.ctx(), "k", store.Record{Data: []byte("bye"), Expires: time.Now().Add(time.Second)}, store.Always))
 		<-s.there
 		time.Sleep(1500 * time.Millisecond)

@@ -442,7 +442,7 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 
 // soon is the patience of a locker who shall not get the lock.
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond) // a busy machine takes some of it
 	t.Cleanup(cancel)
 	return ctx
 }
