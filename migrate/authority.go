@@ -20,10 +20,12 @@ type authorityState struct {
 
 	leaseUntil time.Time // end of the lease in the target
 	leaseSince time.Time // since when it has been held without a gap
-	leaseLast  time.Time // end of the last lease that there was, whatever became of it
+	leaseLast  time.Time // when the last lease was given, by the target's clock
+	witness    time.Time // until when this gateway knows what the target did: it renewed its lease, or nobody was answered
 	generation uint64    // of the target, as verified
 	asked      uint64    // the generation that was last asked
 	instance   string    // the target's run id, as last seen
+	there      bool      // this gateway knew all the time, until it saw that run id, what the target did
 	forgot     bool      // the target has forgotten steps that it had answered to this gateway
 
 	mark       store.Mark
@@ -92,6 +94,9 @@ func (s *authorityState) decide(now time.Time, generation uint64) (authority, er
 		return a, nil
 	}
 	floor := s.mark.Seal.Floor
+	if a.phase >= Sync && floor == store.FloorNone && guard.On(guard.Seal) {
+		a.lease = false // the origin decides alone: what the target says is from before that
+	}
 	if a.lease && (floor != store.FloorRetreat || !guard.On(guard.Seal)) {
 		if !s.markFresh(now) {
 			return a, &holdError{s.unreadable("the origin cannot be read")}

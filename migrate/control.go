@@ -178,6 +178,7 @@ func updateControl(ctx context.Context, w store.Workflow, change func(*Control) 
 		if string(next) == string(old) {
 			return c, nil
 		}
+		c.raw = next
 		switch err := w.SwapControl(ctx, old, next); {
 		case err == nil:
 			return c, nil

@@ -163,9 +163,11 @@ func (e *Engine) Close() error {
 	e.stop()
 	e.wg.Wait()
 	e.mu.Lock()
+	// A lease on a target that may have forgotten what this gateway was told stays, for the others to see.
+	leaves := e.auth.hasLease(time.Now(), e.target.Generation()) && !e.auth.forgot
 	e.auth.leaseUntil = time.Time{} // before it is dropped: nobody waits for this gateway any more
 	e.mu.Unlock()
-	if e.hasWorkflow() {
+	if leaves {
 		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		defer cancel()
 		// Best effort: a lease that stays is over by itself, and only makes the next step wait for that.
@@ -183,12 +185,6 @@ func (e *Engine) spawn(f func()) bool {
 	}
 	e.wg.Go(f)
 	return true
-}
-
-func (e *Engine) hasWorkflow() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.auth.control != nil
 }
 
 // Capabilities implements store.Store.

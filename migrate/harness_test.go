@@ -166,6 +166,11 @@ func (f *fault) down() {
 	f.set(func(string, string) error { return fmt.Errorf("%w: down", store.ErrUnavailable) }, nil)
 }
 
+// dead is down where a server is known not to run.
+func (f *fault) dead() {
+	f.set(func(string, string) error { return fmt.Errorf("%w: dead", store.ErrDown) }, nil)
+}
+
 func (f *fault) up() { f.set(nil, nil) }
 
 func (f *fault) call(name, key string, run func() error) error {
@@ -376,6 +381,10 @@ func (v *faultyFlow) Add(ctx context.Context, epoch uint64, entries []store.Entr
 func (v *faultyFlow) Same(ctx context.Context, epoch uint64, entries []store.Entry) (s []bool, err error) {
 	err = v.f.call("same", "", func() error { s, err = v.Workflow.Same(ctx, epoch, entries); return err })
 	return s, err
+}
+
+func (v *faultyFlow) Purge(ctx context.Context, c []byte) error {
+	return v.f.call("purge", "", func() error { return v.Workflow.Purge(ctx, c) })
 }
 
 func (v *faultyFlow) Unsettled(ctx context.Context, limit int) (u store.Unsettled, err error) {

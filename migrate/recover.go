@@ -56,8 +56,11 @@ func (e *Engine) renew(ctx context.Context) error {
 	if known == nil {
 		// A lease is for gateways of a workflow: look first whether there is one.
 		c, err := e.control(ctx, times)
-		if err != nil || c == nil {
+		if err != nil {
 			return err
+		}
+		if c == nil {
+			return e.noControl(ctx)
 		}
 		if c.Purged {
 			e.retire(c)
@@ -75,10 +78,15 @@ func (e *Engine) renew(ctx context.Context) error {
 		ask, cancel := context.WithTimeout(ctx, times.Gateway/2)
 		r, err := e.flow.Renew(ask, e.opt.Gateway, e.report().encode(), times.Gateway)
 		cancel()
+		if errors.Is(err, store.ErrDown) {
+			e.mu.Lock()
+			e.witnessed(asked)
+			e.mu.Unlock()
+		}
 		if err != nil {
 			return err
 		}
-		if r.Forgot { // it is said once
+		if r.Forgot {
 			e.mu.Lock()
 			e.auth.forgot, e.auth.generation = true, 0
 			e.mu.Unlock()
@@ -90,9 +98,19 @@ func (e *Engine) renew(ctx context.Context) error {
 		if e.target.Generation() != generation {
 			continue
 		}
-		return e.judge(ctx, c, asked, generation)
+		return e.judge(ctx, c, asked, r.Now, generation)
 	}
-	return fmt.Errorf("%w: the connection to the target does not last", store.ErrUnavailable)
+	return errUnsteady
+}
+
+var errUnsteady = fmt.Errorf("%w: the connection to the target does not last", store.ErrUnavailable)
+
+// witnessed notes that at that time nobody else was answered by the target, if this gateway knows so of all the time
+// before. Callers hold mu.
+func (e *Engine) witnessed(at time.Time) {
+	if s := &e.auth; elapsed(s.witness, at) < s.times.Gateway {
+		s.witness = at
+	}
 }
 
 func (e *Engine) control(ctx context.Context, t Times) (*Control, error) {
@@ -102,14 +120,12 @@ func (e *Engine) control(ctx context.Context, t Times) (*Control, error) {
 }
 
 // judge decides whether what the target just said comes from the target that this gateway knows, and adopts it then.
-func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generation uint64) error {
+func (e *Engine) judge(ctx context.Context, c *Control, asked, given time.Time, generation uint64) error {
 	e.mu.Lock()
 	s := &e.auth
 	known, verified := s.control, s.generation == generation && !s.forgot
 	e.mu.Unlock()
 	switch {
-	case c == nil && known == nil:
-		return nil
 	case c == nil:
 		return e.noControl(ctx)
 	case known != nil && c.Epoch < known.Epoch:
@@ -126,12 +142,17 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generat
 		if err != nil {
 			return err
 		}
+		if e.target.Generation() != generation {
+			return errUnsteady // whose name that is?
+		}
 		e.mu.Lock()
-		s.instance = instance
+		if s.instance != instance {
+			s.instance, s.there = instance, elapsed(s.witness, time.Now()) < c.Times.Gateway
+		}
 		// What this gateway was told matters no more where it has served nothing yet, or where a step was taken without
 		// it on the target as it is now.
-		if known == nil || c.Cancelled || c.Epoch > known.Epoch && c.Instance == instance {
-			s.forgot = false
+		if s.forgot && (known == nil || c.Cancelled || c.Epoch > known.Epoch && c.Instance == instance) {
+			e.accept()
 		}
 		forgot := s.forgot
 		e.mu.Unlock()
@@ -154,22 +175,39 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked time.Time, generat
 		s.leaseSince = asked
 	}
 	s.leaseUntil, s.generation = asked.Add(c.Times.Gateway), generation
-	s.leaseLast = s.leaseUntil
+	s.leaseLast, s.witness = given, asked
 	e.adopt(c)
 	return nil
 }
 
-// noControl deals with a control record that is gone: with the workflow, where the origin is nobody's any more, and
-// otherwise with the target's memory.
+// accept goes on with the target's memory as it is. Callers hold mu.
+func (e *Engine) accept() {
+	e.auth.forgot = false
+	e.flow.Accept()
+}
+
+// noControl deals with a control record that is not there: because there is no workflow, or none any more, where the
+// origin is nobody's, and otherwise because the target has lost it.
 func (e *Engine) noControl(ctx context.Context) error {
 	e.refreshMark(ctx)
 	e.mu.Lock()
 	s := &e.auth
-	if s.markErr != nil || s.mark.Seal.Workflow == e.opt.Workflow || s.mark.Seal.Floor != store.FloorNone {
+	known := s.control
+	if s.markErr == nil && s.mark.Seal.Workflow == e.opt.Workflow || known != nil && (s.markErr != nil || s.mark.Seal.Floor != store.FloorNone) {
 		e.mu.Unlock()
-		return e.otherMemory(ctx, nil, errors.New("its control record is missing"))
+		why := error(errors.New("its control record is missing"))
+		if known == nil {
+			why = &waitError{"the target has no control record, and the origin belongs to its workflow"} // `create` may be at work
+		}
+		return e.otherMemory(ctx, nil, why)
 	}
-	s.control, s.leaseUntil, s.lostSince, s.forgot, s.times = nil, time.Time{}, time.Time{}, false, e.opt.Times
+	s.lostSince, s.lostTold = time.Time{}, false
+	if known == nil {
+		e.mu.Unlock()
+		return nil
+	}
+	s.control, s.leaseUntil, s.times = nil, time.Time{}, e.opt.Times
+	e.accept()
 	e.checkIdentity()
 	e.wake()
 	e.mu.Unlock()
@@ -189,7 +227,10 @@ func (e *Engine) adopt(c *Control) {
 	s := &e.auth
 	old := s.control
 	s.control, s.times = c, c.Times
-	s.lostSince, s.lostTold, s.forgot = time.Time{}, false, false
+	s.lostSince, s.lostTold = time.Time{}, false
+	if s.forgot {
+		e.accept()
+	}
 	if old == nil || old.Epoch != c.Epoch || old.Phase != c.Phase {
 		e.log.Info("adopted", "phase", c.Phase.String(), "epoch", c.Epoch)
 		e.renewSoon() // to report it
@@ -244,28 +285,29 @@ func (e *Engine) report() report {
 // time; they stand in that memory, and each has to say for itself that it misses nothing. why is what speaks against it.
 func (e *Engine) vouch(ctx context.Context, c *Control, instance string) (why, err error) {
 	e.mu.Lock()
-	known, last := e.auth.control, e.auth.leaseLast
+	known, last, there := e.auth.control, e.auth.leaseLast, e.auth.there
 	e.mu.Unlock()
 	if !guard.On(guard.Memory) {
 		return nil, nil
 	}
-	if known == nil || last.IsZero() {
+	if known == nil || !there { // others may have come meanwhile, whom that memory does not know
 		return &waitError{"the target was restarted, and this gateway was not there to know whether it forgot anything"}, nil
 	}
-	asked := time.Now()
 	leases, err := e.flow.Leases(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range leases {
-		if l.Gateway == e.opt.Gateway || asked.Add(l.Left).Before(last.Add(-c.Times.Gateway)) {
-			continue // it was over when this gateway renewed its own for the last time
+		if l.Gateway == e.opt.Gateway {
+			continue
 		}
 		var r report
 		if err := json.Unmarshal(l.Info, &r); err != nil {
 			return fmt.Errorf("gateway %s reports what this version cannot read: %w", l.Gateway, err), nil
 		}
 		switch {
+		case r.Instance != instance && l.Until.Before(last):
+			// It was over when this gateway renewed its own for the last time.
 		case r.Instance != instance:
 			return &waitError{fmt.Sprintf("the target was restarted: gateway %s has not said whether it forgot anything "+
 				"(`sessile migrate forget-gateway %s` if it will not come back)", l.Gateway, l.Gateway)}, nil
@@ -372,7 +414,8 @@ func (e *Engine) toDualWrite(ctx context.Context, c *Control, phase Phase, why s
 		return err // somebody else was first, or it is found again at the next renewal
 	}
 	e.mu.Lock()
-	e.auth.generation, e.auth.forgot = 0, false // verify anew, by the record just written
+	e.auth.generation = 0 // verify anew, by the record just written
+	e.accept()
 	e.auth.control = &next
 	e.renewSoon()
 	e.mu.Unlock()

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -158,6 +159,34 @@ func TestALeaseThatWasOverLongAgoIsNotMissed(t *testing.T) {
 		time.Sleep(time.Second)
 		w.reads(a, "k", "in")
 	})
+}
+
+// While there is no server nobody is told anything; while this gateway alone is cut off others may be.
+func TestWhoVouchesWasThereAllTheTime(t *testing.T) {
+	for _, dead := range []bool{true, false} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.at(RampDown)
+			w.save(g, "k", "in")
+			if dead {
+				w.target.dead()
+			} else {
+				w.target.down()
+			}
+			time.Sleep(20 * time.Second)
+			w.n.Restart(w.n.Snapshot())
+			w.target.up()
+			time.Sleep(10 * time.Second)
+			if !dead {
+				w.refused(g)
+				return
+			}
+			w.reads(g, "k", "in")
+			if n := g.Counters()["alarms"]; n != 0 {
+				t.Errorf("%d alarms", n)
+			}
+		})
+	}
 }
 
 func TestNoStepIsTakenOnATargetWithAnotherMemory(t *testing.T) {
@@ -337,4 +366,220 @@ func TestAWorkflowIsGoneForAGatewayThatWasAway(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestThatItForgotIsSaidUntilItIsHeard(t *testing.T) {
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.at(p)
+			w.save(g, "k", "in")
+			time.Sleep(5 * time.Second)
+			snap := w.n.Snapshot()
+			w.destroy(g, "k") // one step
+			var heard atomic.Bool
+			w.target.set(nil, func(call, _ string) error {
+				if call == "renew" && heard.CompareAndSwap(false, true) {
+					return store.ErrUnknown
+				}
+				return nil
+			})
+			w.n.Restart(snap)
+			if got := answer(g.Load(w.within(10*time.Second), "k")); got == "in" {
+				t.Errorf("%s: the logout is undone", p)
+			}
+		})
+	}
+}
+
+func TestALossIsNotForgottenWithTheGatewayThatSawIt(t *testing.T) {
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			g, h := w.gateway(), w.gateway()
+			w.both(g, h, p)
+			w.save(h, "k", "in")
+			time.Sleep(5 * time.Second)
+			snap := w.n.Snapshot()
+			w.destroy(h, "k")
+			w.n.Restart(snap)
+			time.Sleep(map[Phase]time.Duration{Live: 100 * time.Millisecond, RampDown: 10 * time.Second}[p])
+			w.must(h.Close()) // in good order
+			for _, g := range []*Engine{g, w.gateway()} {
+				if got := answer(g.Load(w.within(20*time.Second), "k")); got == "in" {
+					t.Errorf("%s: the logout is undone", p)
+				}
+			}
+		})
+	}
+}
+
+func TestATargetThatRestartsWhileItIsAskedForItsName(t *testing.T) {
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			h, _, view := w.view()
+			w.both(g, h, p)
+			w.save(h, "k", "in")
+			time.Sleep(5 * time.Second)
+			snap := w.n.Snapshot()
+			w.destroy(h, "k")
+			var once atomic.Bool
+			view.set(func(call, _ string) error {
+				if call == "instance" && once.CompareAndSwap(false, true) {
+					w.n.Restart(snap)
+				}
+				return nil
+			}, nil)
+			h.mu.Lock()
+			h.auth.generation = 0 // its connection was made anew, to the server as it was
+			h.renewSoon()
+			h.mu.Unlock()
+			for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				if got := answer(g.Load(w.within(100*time.Millisecond), "k")); got == "in" {
+					t.Fatalf("%s: the logout is undone", p)
+				}
+			}
+		})
+	}
+}
+
+func TestAGatewayThatWasSuspendedDoesNotVouchForWhomItNeverSaw(t *testing.T) {
+	simulate(t, func(w *world) {
+		g, f := w.freezable()
+		w.at(RampDown)
+		w.save(g, "k", "in")
+		time.Sleep(5 * time.Second)
+		f.stop()
+		time.Sleep(20 * time.Second)
+		snap := w.n.Snapshot() // without the gateway that took its place
+		h := w.gateway()
+		time.Sleep(10 * time.Second)
+		w.destroy(h, "k")
+		time.Sleep(10 * time.Second)
+		w.n.Restart(snap)
+		f.goOn()
+		time.Sleep(20 * time.Second)
+		w.refused(g)
+		w.refused(h)
+	})
+}
+
+// aheadClock is a target that fails over to a server whose clock is ahead: leases that the old one gave look over.
+type aheadClock struct {
+	store.Target
+	since *atomic.Pointer[time.Time]
+}
+
+func (a aheadClock) Workflow(name string) store.Workflow {
+	return aheadClockFlow{a.Target.Workflow(name), a.since}
+}
+
+type aheadClockFlow struct {
+	store.Workflow
+	since *atomic.Pointer[time.Time]
+}
+
+func (a aheadClockFlow) Leases(ctx context.Context) ([]store.Lease, error) {
+	leases, err := a.Workflow.Leases(ctx)
+	if since := a.since.Load(); since != nil {
+		for i, l := range leases {
+			if l.Until.Before(since.Add(DefaultTimes(2 * time.Second).Gateway)) {
+				leases[i].Left -= 10 * time.Second
+			}
+		}
+	}
+	return leases, err
+}
+
+func TestAServerWhoseClockIsAheadKnowsWhoHadALease(t *testing.T) {
+	simulate(t, func(w *world) {
+		var since atomic.Pointer[time.Time]
+		w.target = &faultyTarget{Target: aheadClock{w.n, &since}}
+		g := w.gateway()
+		h, f := w.freezable()
+		w.both(g, h, RampDown)
+		w.save(h, "k", "in")
+		time.Sleep(5 * time.Second)
+		snap := w.n.Snapshot()
+		w.destroy(h, "k")
+		f.stop() // it needs a moment to connect
+		now := time.Now()
+		since.Store(&now)
+		w.n.Restart(snap)
+		time.Sleep(500 * time.Millisecond)
+		f.goOn()
+		time.Sleep(20 * time.Second)
+		w.refused(g)
+	})
+}
+
+// A move that was cancelled, and then an old record: under floor none the origin decides, whatever a target says.
+func TestAnOldRecordIsNotObeyedWhereTheOriginDecides(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Live)
+		w.save(g, "k", "in")
+		time.Sleep(5 * time.Second)
+		snap := w.n.Snapshot()
+		w.must(g.Cancel(w.ctx(), StepOptions{}))
+		time.Sleep(5 * time.Second)
+		w.destroy(g, "k")
+		w.n.Restart(snap)
+		instance, err := w.n.Instance(w.ctx())
+		w.must(err)
+		_, err = updateControl(w.ctx(), w.n.Workflow("default"), func(c *Control) error { c.Instance = instance; return nil })
+		w.must(err)
+		time.Sleep(5 * time.Second)
+		w.reads(g, "k", "-")
+	})
+}
+
+func TestAMachineThatIsRebootedWithAnEmptyTarget(t *testing.T) {
+	for _, p := range []Phase{Off, DualWrite, Sync, Live, RampDown} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.at(p)
+			w.save(g, "k", "v")
+			time.Sleep(5 * time.Second)
+			g.stop()
+			w.n.Restart(memory.Snapshot{})
+			time.Sleep(10 * time.Second)
+			g = w.gateway()
+			w.gws[0] = g
+			time.Sleep(10 * time.Second)
+			if p == RampDown {
+				w.refused(g)
+				w.must(g.Repair(w.ctx(), "origin", StepOptions{Reason: "it is lost"}))
+			}
+			w.reads(g, "k", "v")
+			time.Sleep(20 * time.Second)
+			w.must(g.SwitchTraffic(w.ctx(), Live, StepOptions{}))
+			w.reads(g, "k", "v")
+			w.must(g.Cancel(w.ctx(), StepOptions{}))
+		})
+	}
+}
+
+func TestCancelLeavesNoSealedOrigin(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Live)
+		w.save(g, "k", "v")
+		time.Sleep(5 * time.Second)
+		w.origin.set(func(call, _ string) error {
+			if call == "swapmark" {
+				return fmt.Errorf("%w: no space left", store.ErrUnavailable)
+			}
+			return nil
+		}, nil)
+		if err := g.Cancel(w.within(30*time.Second), StepOptions{}); err == nil {
+			t.Error("cancelled, and the origin is sealed")
+		}
+		w.origin.up()
+		w.must(g.Cancel(w.ctx(), StepOptions{}))
+		if m, _ := w.o.Mark(w.ctx()); m.Seal.Floor != store.FloorNone || m.Seal.Workflow != "" {
+			t.Errorf("seal %+v", m.Seal)
+		}
+		w.reads(g, "k", "v")
+	})
 }

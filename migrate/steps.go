@@ -265,10 +265,10 @@ func (e *Engine) Complete(ctx context.Context, opt StepOptions) error {
 	if opt.DryRun {
 		return nil
 	}
-	if _, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
+	if c, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
 		return err
 	}
-	if err := e.flow.Purge(ctx); err != nil { // once more, if an earlier run was killed just here
+	if err := e.flow.Purge(ctx, c.raw); err != nil { // once more, if an earlier run was killed just here
 		return err
 	}
 	e.renewNowAndWait(ctx)
@@ -302,7 +302,7 @@ func (e *Engine) cancel(ctx context.Context, opt StepOptions) error {
 	if c, err := readControl(ctx, e.flow); err != nil {
 		return err
 	} else if c == nil && none && !opt.DryRun {
-		if err := e.disown(ctx); err != nil { // a `create` was killed between origin and target
+		if err := e.disown(ctx, nil); err != nil { // a `create` was killed between origin and target
 			return err
 		}
 		return errNoWorkflow
@@ -334,10 +334,10 @@ func (e *Engine) cancel(ctx context.Context, opt StepOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := e.disown(ctx); err != nil {
+	if err := e.disown(ctx, c); err != nil {
 		return err
 	}
-	if err := e.flow.Purge(ctx); err != nil {
+	if err := e.flow.Purge(ctx, c.raw); err != nil {
 		return err
 	}
 	if err := e.flow.SwapControl(ctx, c.raw, nil); err != nil {
@@ -348,27 +348,35 @@ func (e *Engine) cancel(ctx context.Context, opt StepOptions) error {
 	return nil
 }
 
-// disown makes the origin nobody's, under an epoch above all that this workflow had.
-func (e *Engine) disown(ctx context.Context) error {
-	mark, err := e.origin.Mark(ctx)
-	if err != nil {
-		return fmt.Errorf("the origin's seal cannot be read: %w", err)
+// disown makes the origin nobody's, under an epoch above all that c's workflow had (nil: it has no record). It waits for
+// the seal to be lowered first, as the last step down allows.
+func (e *Engine) disown(ctx context.Context, c *Control) error {
+	for {
+		mark, err := e.origin.Mark(ctx)
+		switch {
+		case err != nil:
+			return fmt.Errorf("the origin's seal cannot be read: %w", err)
+		case mark.Seal.Workflow != e.opt.Workflow:
+			return nil
+		case c != nil && mark.Seal.Epoch > c.Epoch:
+			return errOvertaken
+		case c == nil && mark.Seal.Floor != store.FloorNone:
+			return &UsageError{fmt.Sprintf("the origin is sealed (floor %s), and the target has lost the workflow's record: "+
+				"wait until a gateway has made another, or see `sessile migrate repair`", mark.Seal.Floor)}
+		}
+		next := mark
+		next.Seal.Workflow, next.Seal.Floor = "", store.FloorNone
+		if c != nil {
+			next.Seal.Epoch = c.Epoch
+		}
+		switch err := e.origin.SwapMark(ctx, mark, next); {
+		case err == nil:
+			e.refreshMark(ctx)
+			return nil
+		case !errors.Is(err, store.ErrConflict):
+			return fmt.Errorf("the origin is still sealed (floor %s), and its seal cannot be written: %w", mark.Seal.Floor, err)
+		}
 	}
-	if mark.Seal.Workflow != e.opt.Workflow || mark.Seal.Floor != store.FloorNone {
-		return nil
-	}
-	next := mark
-	next.Seal.Workflow = ""
-	if c, err := readControl(ctx, e.flow); err != nil {
-		return err
-	} else if c != nil {
-		next.Seal.Epoch = max(next.Seal.Epoch, c.Epoch)
-	}
-	if err := e.origin.SwapMark(ctx, mark, next); err != nil {
-		return fmt.Errorf("the origin's seal cannot be written: %w", err)
-	}
-	e.refreshMark(ctx)
-	return nil
 }
 
 // walk goes from phase to phase.

@@ -205,6 +205,65 @@ func TestACreateThatStoodStillTakesNothingAway(t *testing.T) {
 	})
 }
 
+func TestACancelThatStoodStillTakesNothingFromTheNextWorkflow(t *testing.T) {
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			other, _, view := w.view()
+			w.both(g, other, DualWrite)
+			there, goOn := make(chan struct{}), make(chan struct{})
+			var once atomic.Bool
+			view.set(func(call, _ string) error {
+				if call == "purge" && once.CompareAndSwap(false, true) {
+					close(there)
+					<-goOn
+				}
+				return nil
+			}, nil)
+			late := answered(func() error { return other.Cancel(w.ctx(), StepOptions{}) })
+			<-there
+			w.must(g.Cancel(w.ctx(), StepOptions{}))
+			w.at(p)
+			time.Sleep(5 * time.Second)
+			w.save(g, "k", "in")
+			time.Sleep(3 * time.Second)
+			if p == RampDown {
+				w.origin.down()
+			}
+			w.destroy(g, "k")
+			close(goOn)
+			<-late
+			w.origin.up()
+			w.save(g, "k2", "x")
+			time.Sleep(10 * time.Second)
+			w.reads(g, "k", "-")
+			w.holds(w.o, "k", "-")
+		})
+	}
+}
+
+func TestATouchAtTheLastMomentOutlivesTheReconcilePass(t *testing.T) {
+	simulate(t, func(w *world) {
+		s := stopAt("touch origin", "k")
+		a, b := w.gateway(s.option), w.gateway()
+		w.both(a, b, DualWrite)
+		w.at(Sync)
+		at := time.Now().Add(10*time.Second - 300*time.Millisecond)
+		w.must(w.o.Save(w.ctx(), "k", store.Record{Data: []byte("v"), Expires: at}, store.Always))
+		w.must(w.n.Save(w.ctx(), "k", store.Record{Data: []byte("v"), Expires: at.Add(time.Second)}, store.Always)) // rounded up
+		time.Sleep(time.Until(at) + 200*time.Millisecond)
+		touched := answered(func() error { return a.Touch(w.ctx(), "k", hour("").Expires) })
+		<-s.there
+		c, _ := b.current()
+		w.must(b.reconcileKey(w.ctx(), c, "k"))
+		close(s.goOn)
+		w.must(<-touched)
+		w.at(Live)
+		w.phase(b, Live)
+		w.reads(b, "k", "v")
+	})
+}
+
 func TestACommandThatWasOvertakenEnds(t *testing.T) {
 	simulate(t, func(w *world) {
 		a, b := w.gateway(), w.gateway()

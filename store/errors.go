@@ -26,6 +26,8 @@ var (
 
 	// ErrUnavailable: the store could not be asked, or refused; the operation certainly did not happen.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrDown: there is no server where the store is, or one that is still loading, so that nobody else is answered either.
+	ErrDown = fmt.Errorf("%w: no server", ErrUnavailable)
 	// ErrFenced: the sender's epoch is over (or the target knows no fence); certainly not executed.
 	ErrFenced = fmt.Errorf("%w: fenced", ErrUnavailable)
 	// ErrSealed: the origin's seal is no longer the one that the write was begun under; certainly not executed.

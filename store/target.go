@@ -46,6 +46,9 @@ type Workflow interface {
 	// Renew gives gateway a lease for life from now, by the target's clock, notes info beside it, and returns the
 	// control record as it is at that moment. A lease does not go away at its end: it is over, and listed as such.
 	Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (Renewal, error)
+	// Accept goes on with the target's memory as it is: the steps of this handle are counted anew, and Renew does not say
+	// any more that some were forgotten. It asks nobody.
+	Accept()
 	// Leases lists all leases, those that are over included.
 	Leases(ctx context.Context) ([]Lease, error)
 	// DropLease forgets the lease of a gateway, which may get a new one at any time.
@@ -109,8 +112,10 @@ type Workflow interface {
 	// whose lease ends first at the front.
 	Unsettled(ctx context.Context, limit int) (Unsettled, error)
 
-	// Purge removes what is left of the workflow except the control record: markers, fence and leases.
-	Purge(ctx context.Context) error
+	// Purge removes what is left of the workflow except the control record: markers, fence, leases and steps. It does
+	// nothing, and answers ErrConflict, where control is not the record that is there: a Purge that was sent long ago must
+	// not take away what another workflow of that name has.
+	Purge(ctx context.Context, control []byte) error
 }
 
 // An Op identifies one operation to the target's scripts.
@@ -134,6 +139,7 @@ type Entry struct {
 type Lease struct {
 	Gateway string
 	Left    time.Duration // by the target's clock; 0 or less: over
+	Until   time.Time     // its end by the clock of the target that gave it
 	Info    []byte        // the gateway's own report
 }
 
@@ -142,8 +148,9 @@ type Renewal struct {
 	Control []byte
 	// Forgot: the target does not know the last step that it had answered to this handle (Begin, Commit, CommitRead,
 	// WriteAhead, MarkAhead, SaveLast, TouchMarked or Renew), and so nothing that it was told later either: its memory is
-	// older. It is said once; then the steps are counted anew.
+	// older. It is said until Accept.
 	Forgot bool
+	Now    time.Time // the target's clock
 }
 
 // MarkerKind is the kind of a marker.

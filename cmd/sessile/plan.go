@@ -172,7 +172,7 @@ func (readWorkflow) Begin(context.Context, string, store.Op) (store.Begun, error
 	return store.Begun{}, errReadOnly
 }
 func (readWorkflow) Remove(context.Context, uint64, []string) (int, error) { return 0, errReadOnly }
-func (readWorkflow) Purge(context.Context) error                           { return errReadOnly }
+func (readWorkflow) Purge(context.Context, []byte) error                   { return errReadOnly }
 
 func writePlan(w io.Writer, p migrate.Plan) {
 	fmt.Fprintf(w, "workflow %s: %d sessions in the origin", p.Workflow, p.Sessions)

@@ -176,17 +176,25 @@ func (h *handle) RaiseFence(ctx context.Context, epoch uint64) error {
 func (h *handle) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (r store.Renewal, err error) {
 	err = h.do(ctx, func(w *workflow, now time.Time) error {
 		w.leases[gateway] = lease{now.Add(life), slices.Clone(info)}
-		r = store.Renewal{Control: slices.Clone(w.control), Forgot: w.steps[h] < h.seen}
-		h.step(w)
+		r = store.Renewal{Control: slices.Clone(w.control), Forgot: w.steps[h] < h.seen, Now: now}
+		if !r.Forgot {
+			h.step(w)
+		}
 		return nil
 	})
 	return r, err
 }
 
+func (h *handle) Accept() {
+	h.s.mu.Lock()
+	defer h.s.mu.Unlock()
+	h.seen = 0
+}
+
 func (h *handle) Leases(ctx context.Context) (leases []store.Lease, err error) {
 	err = h.do(ctx, func(w *workflow, now time.Time) error {
 		for name, l := range w.leases {
-			leases = append(leases, store.Lease{Gateway: name, Left: l.until.Sub(now), Info: slices.Clone(l.info)})
+			leases = append(leases, store.Lease{Gateway: name, Left: l.until.Sub(now), Until: l.until, Info: slices.Clone(l.info)})
 		}
 		sort.Slice(leases, func(i, j int) bool { return leases[i].Gateway < leases[j].Gateway })
 		return nil
@@ -297,6 +305,9 @@ func (h *handle) commit(ctx context.Context, key string, op store.Op, rec *store
 		}
 		held := h.s.get(key, now)
 		if stays := read && held != nil && held.Version() == rec.Version() && held.Expires.After(rec.Expires); !stays {
+			if read && rec != nil && !rec.Expires.After(now) {
+				rec = nil
+			}
 			h.s.put(key, rec, now)
 		}
 		delete(w.markers, key)
@@ -501,8 +512,11 @@ func (h *handle) Unsettled(ctx context.Context, limit int) (u store.Unsettled, e
 	return u, err
 }
 
-func (h *handle) Purge(ctx context.Context) error {
+func (h *handle) Purge(ctx context.Context, control []byte) error {
 	return h.do(ctx, func(w *workflow, _ time.Time) error {
+		if !bytes.Equal(w.control, control) {
+			return store.ErrConflict
+		}
 		w.fence, w.leases, w.markers, w.steps = 0, map[string]lease{}, map[string]marker{}, map[*handle]uint64{}
 		return nil
 	})

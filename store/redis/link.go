@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -327,7 +328,7 @@ func (w *wire) close() {
 
 // do sends one command. Beside the server's reply it answers errNotSent or errStalled, which are certain, or anything,
 // where it is not known what became of the command.
-func (w *wire) do(ctx context.Context, args []string) (msg rueidis.RedisMessage, err error) {
+func (w *wire) do(ctx context.Context, args []string, late func(args []string)) (msg rueidis.RedisMessage, err error) {
 	select {
 	case w.turn <- struct{}{}:
 	default:
@@ -342,6 +343,9 @@ func (w *wire) do(ctx context.Context, args []string) (msg rueidis.RedisMessage,
 	defer func() { <-w.turn }()
 	if !w.conn.up() {
 		return msg, errNotSent
+	}
+	if late != nil {
+		late(args)
 	}
 	if w.given.Load()-w.answered.Load() > givenUp {
 		if w.probing.CompareAndSwap(false, true) {
@@ -393,16 +397,17 @@ func (s *Store) wire() (*wire, error) {
 
 // ask sends a command that changes nothing: every failure is ErrUnavailable.
 func (s *Store) ask(ctx context.Context, op string, args ...string) *reply {
-	return s.send(ctx, op, store.ErrUnavailable, args)
+	return s.send(ctx, op, store.ErrUnavailable, args, nil)
 }
 
 // tell sends a command that writes: where no answer came, the outcome is ErrUnknown.
 func (s *Store) tell(ctx context.Context, op string, args ...string) *reply {
-	return s.send(ctx, op, store.ErrUnknown, args)
+	return s.send(ctx, op, store.ErrUnknown, args, nil)
 }
 
 // send answers lost where the command was sent, or may have been, and no answer came.
-func (s *Store) send(ctx context.Context, op string, lost error, args []string) *reply {
+// late, if set, completes the arguments when it is known through which connection they go.
+func (s *Store) send(ctx context.Context, op string, lost error, args []string, late func(args []string)) *reply {
 	if end, ok := ctx.Deadline(); !ok || time.Until(end) > s.opt.Timeout {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, s.opt.Timeout, s.errTimeout)
@@ -415,7 +420,7 @@ func (s *Store) send(ctx context.Context, op string, lost error, args []string) 
 			break
 		}
 		var msg rueidis.RedisMessage
-		if msg, err = w.do(ctx, args); err == nil {
+		if msg, err = w.do(ctx, args, late); err == nil {
 			return &reply{op: op, lost: lost, items: []rueidis.RedisMessage{msg}}
 		}
 		var re *replyError
@@ -427,7 +432,17 @@ func (s *Store) send(ctx context.Context, op string, lost error, args []string) 
 			return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, lost, err)}
 		}
 	}
-	return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, store.ErrUnavailable, cmp.Or(err, errNotSent))}
+	away := store.ErrUnavailable
+	if down(err) {
+		away = store.ErrDown
+	}
+	return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, away, cmp.Or(err, errNotSent))}
+}
+
+// down reports whether err says that nobody is answered: nothing listens there, or it is still loading its data.
+func down(err error) bool {
+	var re *replyError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) || errors.As(err, &re) && re.code == "LOADING"
 }
 
 // A replyError is an error that the server answered.

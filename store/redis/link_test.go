@@ -84,7 +84,7 @@ func operations(s *Store) (reads, writes map[string]func(context.Context) error)
 		"Add":         func(ctx context.Context) error { _, err := w.Add(ctx, 1, entries); return err },
 		"Same":        func(ctx context.Context) error { _, err := w.Same(ctx, 1, entries); return err },
 		"Remove":      func(ctx context.Context) error { _, err := w.Remove(ctx, 1, []string{"k"}); return err },
-		"Purge":       w.Purge,
+		"Purge":       func(ctx context.Context) error { return w.Purge(ctx, nil) },
 	}
 	return reads, writes
 }

@@ -80,22 +80,25 @@ func newScript(text string) *script {
 
 // run calls a script that writes; query one that does not.
 func (s *Store) run(ctx context.Context, op string, sc *script, keys []string, args ...string) *reply {
-	return s.call(ctx, op, store.ErrUnknown, sc, keys, args)
+	return s.call(ctx, op, store.ErrUnknown, sc, keys, args, nil)
 }
 
 func (s *Store) query(ctx context.Context, op string, sc *script, keys []string, args ...string) *reply {
-	return s.call(ctx, op, store.ErrUnavailable, sc, keys, args)
+	return s.call(ctx, op, store.ErrUnavailable, sc, keys, args, nil)
 }
 
-func (s *Store) call(ctx context.Context, op string, lost error, sc *script, keys, args []string) *reply {
+func (s *Store) call(ctx context.Context, op string, lost error, sc *script, keys, args []string, late func(args []string)) *reply {
 	cmd := make([]string, 0, 3+len(keys)+len(args))
 	cmd = append(cmd, "EVALSHA", sc.sha, strconv.Itoa(len(keys)))
 	cmd = append(append(cmd, keys...), args...)
-	r := s.send(ctx, op, lost, cmd)
+	if complete := late; complete != nil {
+		late = func(cmd []string) { complete(cmd[3+len(keys):]) }
+	}
+	r := s.send(ctx, op, lost, cmd, late)
 	var re *replyError
 	if errors.As(r.err, &re) && re.code == "NOSCRIPT" {
 		cmd[0], cmd[1] = "EVAL", sc.text
-		r = s.send(ctx, op, lost, cmd)
+		r = s.send(ctx, op, lost, cmd, late)
 	}
 	r.items = r.list(0)
 	if r.err == nil {

@@ -19,13 +19,39 @@ type workflow struct {
 	s    *Store
 	name string
 
-	handle string        // what the server counts the steps of this handle under
-	seen   atomic.Uint64 // how many it has answered
+	steps atomic.Pointer[steps]
 }
 
 // Workflow opens the records of one workflow.
 func (s *Store) Workflow(name string) store.Workflow {
-	return &workflow{s: s, name: name, handle: rand.Text()[:12]}
+	w := &workflow{s: s, name: name}
+	w.Accept()
+	return w
+}
+
+// Accept makes the steps count under another name: what is still on its way under the old one is refused.
+func (w *workflow) Accept() { w.steps.Store(&steps{handle: rand.Text()[:12]}) }
+
+// steps are what the server has done for a handle.
+type steps struct {
+	handle   string        // the name that it counts them under
+	answered atomic.Uint64 // the highest number that it has answered
+}
+
+// run calls a script of which args[at] is how many steps were answered. It is looked up when the connection is known: what
+// was made out for one server, and comes to one with an older memory, would be counted there as if it were the step that
+// was forgotten.
+func (w *workflow) run(ctx context.Context, name string, sc *script, keys, args []string, steps *steps, at int) *reply {
+	r := w.s.call(ctx, name, store.ErrUnknown, sc, keys, args, func(args []string) { args[at] = digits(steps.answered.Load()) })
+	if r.err == nil {
+		steps.saw(uint64(r.int(0)))
+	}
+	return r
+}
+
+func (s *steps) saw(step uint64) {
+	for old := s.answered.Load(); old < step && !s.answered.CompareAndSwap(old, step); old = s.answered.Load() {
+	}
 }
 
 // Workflows lists the fields of the hash of control records.
@@ -65,25 +91,11 @@ func (w *workflow) RaiseFence(ctx context.Context, epoch uint64) error {
 
 // Renew is not refused by a server that is out of memory: the gateways must be able to go on, and back.
 func (w *workflow) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (store.Renewal, error) {
-	seen := w.seen.Load()
-	r := w.s.run(ctx, "renew", renewScript, []string{leaseKey(w.name), controlKey(), stepsKey(w.name)},
-		w.name, gateway, millis(life), string(info), w.handle)
-	steps := uint64(r.int(0))
-	renewal := store.Renewal{Control: r.bytes(1), Forgot: steps <= seen}
-	switch {
-	case r.err != nil:
-	case renewal.Forgot:
-		w.seen.Store(steps)
-	default:
-		w.saw(steps)
-	}
-	return renewal, r.fail()
-}
-
-// saw notes the number of a step that was answered.
-func (w *workflow) saw(step uint64) {
-	for seen := w.seen.Load(); seen < step && !w.seen.CompareAndSwap(seen, step); seen = w.seen.Load() {
-	}
+	steps := w.steps.Load()
+	keys := []string{leaseKey(w.name), controlKey(), stepsKey(w.name)}
+	args := []string{w.name, gateway, millis(life), string(info), steps.handle, ""}
+	r := w.run(ctx, "renew", renewScript, keys, args, steps, 5)
+	return store.Renewal{Control: r.bytes(1), Forgot: r.int(0) == 0, Now: time.UnixMilli(r.int(2))}, r.fail()
 }
 
 func (w *workflow) Leases(ctx context.Context) (leases []store.Lease, err error) {
@@ -93,7 +105,7 @@ func (w *workflow) Leases(ctx context.Context) (leases []store.Lease, err error)
 		ms, err := strconv.ParseInt(till, 10, 64)
 		r.unreadable(err)
 		left := time.Duration(ms-r.int(1)) * time.Millisecond
-		leases = append(leases, store.Lease{Gateway: f[0], Left: left, Info: []byte(info)})
+		leases = append(leases, store.Lease{Gateway: f[0], Left: left, Until: time.UnixMilli(ms), Info: []byte(info)})
 	}
 	slices.SortFunc(leases, func(a, b store.Lease) int { return cmp.Compare(a.Gateway, b.Gateway) })
 	return leases, r.fail()
@@ -108,8 +120,9 @@ func (w *workflow) Leave(ctx context.Context, gateway string) error {
 	if err := w.DropLease(ctx, gateway); err != nil {
 		return err
 	}
-	w.seen.Store(0)
-	return w.s.tell(ctx, "leave", "HDEL", stepsKey(w.name), w.handle).fail()
+	handle := w.steps.Load().handle
+	w.Accept()
+	return w.s.tell(ctx, "leave", "HDEL", stepsKey(w.name), handle).fail()
 }
 
 // LoadMarked is one MGET of value, marker and fence. A value that is no string counts as absent in it. Marker.Left is not
@@ -193,16 +206,13 @@ func (w *workflow) step(ctx context.Context, name string, sc *script, key string
 	case op.Nonce == "" || len(op.Nonce) > 128 || strings.ContainsFunc(op.Nonce, bad) || op.Lease < 0:
 		return &reply{err: fmt.Errorf("store/redis: the nonce or the lease is not valid: %w", store.ErrInvalid)}
 	}
-	if v == absence {
+	if v.px == absence.px {
 		sc = sc.spare
 	}
 	keys := []string{fenceKey(w.name), data, sideKey(data), intentsKey(w.name), aheadsKey(w.name), stepsKey(w.name)}
-	args := append([]string{digits(op.Epoch), key, op.Nonce, millis(op.Lease), v.px, v.data, w.handle, digits(w.seen.Load())}, more...)
-	r := w.s.run(ctx, name, sc, keys, args...)
-	if r.err == nil {
-		w.saw(uint64(r.int(0)))
-	}
-	return r
+	steps := w.steps.Load()
+	args := append([]string{digits(op.Epoch), key, op.Nonce, millis(op.Lease), v.px, v.data, steps.handle, ""}, more...)
+	return w.run(ctx, name, sc, keys, args, steps, 7)
 }
 
 // stepTo is step with a record.
@@ -237,7 +247,17 @@ func (w *workflow) Commit(ctx context.Context, key string, op store.Op, rec *sto
 }
 
 func (w *workflow) CommitRead(ctx context.Context, key string, op store.Op, rec *store.Record) error {
-	return w.stepTo(ctx, "commit", commitScript, key, op, rec, "read").fail()
+	if rec == nil {
+		return w.Commit(ctx, key, op, nil)
+	}
+	v, err := w.value(rec)
+	if err != nil {
+		return err
+	}
+	if v == absence {
+		v.data = string(rec.Data) // overdue where it was read, and here perhaps not any more
+	}
+	return w.step(ctx, "commit", commitScript, key, op, v, "read").fail()
 }
 
 func (w *workflow) Withdraw(ctx context.Context, key string, op store.Op) error {
@@ -421,9 +441,12 @@ func (w *workflow) Unsettled(ctx context.Context, limit int) (u store.Unsettled,
 // Purge removes the markers that the indices name, in bounded steps, the fence first, so that no new ones are made
 // meanwhile. It does not look for side keys by their names: under a short prefix, or none, there are other workflows'
 // among them. What is gone stays so, until it goes away by itself.
-func (w *workflow) Purge(ctx context.Context) error {
-	if r := w.s.tell(ctx, "purge", "DEL", fenceKey(w.name)); r.err != nil {
-		return r.err
+func (w *workflow) Purge(ctx context.Context, control []byte) error {
+	purge := func(keys []string, members ...string) error {
+		return w.s.run(ctx, "purge", purgeScript, append([]string{controlKey()}, keys...), append([]string{w.name, string(control)}, members...)...).fail()
+	}
+	if err := purge([]string{fenceKey(w.name)}); err != nil {
+		return err
 	}
 	for _, index := range []string{intentsKey(w.name), aheadsKey(w.name)} {
 		for {
@@ -439,10 +462,10 @@ func (w *workflow) Purge(ctx context.Context) error {
 			for _, key := range members {
 				names = append(names, sideKey(w.s.opt.Prefix+key))
 			}
-			if r := w.s.run(ctx, "purge", purgeScript, names, members...); r.err != nil {
-				return r.err
+			if err := purge(names, members...); err != nil {
+				return err
 			}
 		}
 	}
-	return w.s.tell(ctx, "purge", "DEL", leaseKey(w.name), stepsKey(w.name)).fail()
+	return purge([]string{leaseKey(w.name), stepsKey(w.name)})
 }

@@ -108,8 +108,9 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				return len(ls) == 2 && ls[1].Left <= 0
 			})
 			ls, _ := w.Leases(context10(t))
-			if ls[0].Gateway != "g1" || string(ls[0].Info) != "info" || ls[0].Left <= 0 || ls[0].Left > long {
-				t.Errorf("Leases: got %+v", ls[0])
+			if ls[0].Gateway != "g1" || string(ls[0].Info) != "info" || ls[0].Left <= 0 || ls[0].Left > long ||
+				ls[0].Until.Sub(c.Now) != long {
+				t.Errorf("Leases: got %+v, given at %v", ls[0], c.Now)
 			}
 			ok(t, "DropLease", w.DropLease(context10(t), "g2"))
 			if ls, _ := w.Leases(context10(t)); len(ls) != 1 {
@@ -206,13 +207,23 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				wantDeadline(t, s, k, time.Now().Add(map[bool]time.Duration{false: time.Hour, true: 2 * time.Hour}[c.longer]))
 				_, err = w.Begin(context10(t), k, o)
 				ok(t, "Begin", err)
-				ok(t, "CommitRead of absence", w.CommitRead(context10(t), k, o, nil))
-				wantMarker(t, w, "", true, store.NoMarker)
+				over := rec(c.read)
+				over.Expires = time.Now().Add(-time.Second)
+				ok(t, "CommitRead of what is overdue in the origin", w.CommitRead(context10(t), k, o, &over))
+				wantMarker(t, w, c.read, false, store.NoMarker)
+				for _, gone := range []*store.Record{{Data: []byte("z"), Expires: over.Expires}, nil} {
+					ok(t, "Save", s.Save(context10(t), k, rec("x"), store.Always))
+					_, err = w.Begin(context10(t), k, o)
+					ok(t, "Begin", err)
+					ok(t, "CommitRead of absence", w.CommitRead(context10(t), k, o, gone))
+					wantMarker(t, w, "", true, store.NoMarker)
+				}
 			}
 		}},
 		{"a handle finds out that its steps were forgotten", func(t *testing.T, s S, w store.Workflow) {
 			o := op("o", 5, long)
 			other := s.Workflow("w")
+			ok(t, "SwapControl", w.SwapControl(context10(t), nil, []byte("c")))
 			for what, step := range map[string]func() error{
 				"Renew":       func() error { _, err := w.Renew(context10(t), "g", nil, long); return err },
 				"Begin":       func() error { _, err := w.Begin(context10(t), k, o); return err },
@@ -230,17 +241,20 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				ok(t, what, step())
 				_, err := other.Renew(context10(t), "other", nil, long)
 				ok(t, "Renew", err)
-				ok(t, "Purge", w.Purge(context10(t))) // forgets steps, too
+				ok(t, "Purge", w.Purge(context10(t), []byte("c"))) // forgets steps, too
 				ok(t, "RaiseFence", w.RaiseFence(context10(t), 5))
 				_, err = w.Begin(context10(t), k, o)
 				wantErr(t, "Begin after "+what, err, store.ErrFenced)
 				_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
 				wantErr(t, "SaveLast after "+what, err, store.ErrFenced)
 				wantData(t, s, k, "x")
-				for _, forgot := range []bool{true, false} {
+				for i := range 4 { // it is said until it is accepted
 					r, err := w.Renew(context10(t), "g", nil, long)
-					if r.Forgot != forgot || err != nil {
-						t.Errorf("Renew after %s: got %v, %v, want %v", what, r.Forgot, err, forgot)
+					if r.Forgot != (i < 3) || string(r.Control) != "c" || err != nil {
+						t.Errorf("Renew %d after %s: got %q, %v, %v", i, what, r.Control, r.Forgot, err)
+					}
+					if i == 2 {
+						w.Accept()
 					}
 				}
 				_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
@@ -248,6 +262,7 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				if r, err := other.Renew(context10(t), "other", nil, long); !r.Forgot || err != nil {
 					t.Errorf("Renew by another handle: got %v, %v", r.Forgot, err)
 				}
+				other.Accept()
 				third := s.Workflow("w")
 				for range 2 {
 					if r, err := third.Renew(context10(t), "third", nil, long); r.Forgot || err != nil {
@@ -537,7 +552,12 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 			if keys = slices.Compact(sorted(keys)); !slices.Equal(keys, []string{k}) {
 				t.Errorf("Scan: got %q, want the session alone", keys)
 			}
-			ok(t, "Purge", w.Purge(context10(t)))
+			wantErr(t, "Purge", w.Purge(context10(t), []byte("another")), store.ErrConflict)
+			wantErr(t, "Purge", s.Workflow("none").Purge(context10(t), []byte("c")), store.ErrConflict)
+			if u, _ := w.Unsettled(context10(t), 9); u.Intents+u.Aheads != 2 {
+				t.Errorf("Unsettled after a Purge that was late: got %+v", u)
+			}
+			ok(t, "Purge", w.Purge(context10(t), []byte("c")))
 			wantData(t, s, k, "x")
 			if u, _ := w.Unsettled(context10(t), 9); u.Intents+u.Aheads != 0 {
 				t.Errorf("Unsettled after Purge: got %+v", u)
