@@ -36,6 +36,7 @@ type authorityState struct {
 	floorSince time.Time // when this floor was first seen
 	holdSince  time.Time // since when this gateway holds under floor sync without a lease
 	lostSince  time.Time // when the target was first seen with what may be another memory; zero: it is the one we know
+	lostWhy    string    // what speaks against it
 	lostTold   bool      // a person was told
 	refused    error     // this gateway must not serve at all: another disk under the same workflow
 }
@@ -117,7 +118,7 @@ func (s *authorityState) decide(now time.Time, generation uint64) (authority, er
 	}
 	away := "the target cannot be reached"
 	if !s.lostSince.IsZero() {
-		away = "the target has come back, perhaps with an older memory"
+		away = "the target has come back, perhaps with an older memory (" + s.lostWhy + ")"
 	}
 	switch floor {
 	case store.FloorNone:

@@ -339,6 +339,7 @@ func (e *Engine) otherMemory(ctx context.Context, c *Control, why error) error {
 		s.lostSince = time.Now()
 		e.wake()
 	}
+	s.lostWhy = why.Error()
 	waited, known, times, told := time.Since(s.lostSince), s.control, s.times, s.lostTold
 	if known == nil && c != nil {
 		times = c.Times

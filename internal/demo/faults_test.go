@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -110,6 +111,7 @@ func TestTheTargetIsKilledUnderLoad(t *testing.T) {
 		{migrate.Live, "empty", migrate.DualWrite},
 		{migrate.Live, "older", migrate.DualWrite},
 		{migrate.RampDown, "with its data", migrate.RampDown},
+		{migrate.RampDown, "with its data, late", migrate.RampDown}, // later than every lease
 	} {
 		t.Run(tc.phase.String()+" "+tc.how, func(t *testing.T) {
 			server := testserver.Redis(t, testserver.Persistent())
@@ -138,6 +140,9 @@ func TestTheTargetIsKilledUnderLoad(t *testing.T) {
 				}
 			}
 			(&site{}).stay(300 * time.Millisecond)
+			if strings.HasSuffix(tc.how, "late") {
+				(&site{}).stay(5 * time.Second)
+			}
 			server.Restart()
 			if tc.want == tc.phase {
 				// Nothing was lost, so nothing changes: the phase is the same after everybody has looked.
