@@ -41,6 +41,17 @@ func newLocks(expire func()) *locks {
 	return &locks{expire: expire, queues: map[string]*queue{}}
 }
 
+// try takes the turn if that needs no waiting.
+func (l *locks) try(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.queues[id] != nil {
+		return false
+	}
+	l.queues[id] = &queue{asking: true}
+	return true
+}
+
 // turn waits until nobody of ours holds the lock on id or is before c in asking for it; then c has the turn, and ends
 // it with took or with pass. It reports false at the end of ctx, and at once where c itself holds the lock: on that
 // connection nobody could release it.
@@ -179,10 +190,7 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 	if !s.site.Store.Capabilities().Lock {
 		return false, errors.ErrUnsupported
 	}
-	bound := life == 0
-	if life = min(life, s.site.LockLife); bound {
-		life = s.site.LockLife
-	}
+	life, bound := s.lockLife(life)
 	c.io.flush()
 	here, leave := context.WithCancel(s.ctx) // as long as the client is
 	defer leave()
@@ -218,14 +226,26 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 		s.locks.took(id, token, life, c, bound)
 		return true, nil
 	case err == nil || store.OutcomeOf(err) == store.OutcomeUnknown:
-		// Nobody waits for it any more, or nobody knows of it: it must not stand until its end.
-		ctx, cancel := context.WithTimeout(s.ctx, s.site.Limits.Command)
-		defer cancel()
-		_, _ = s.site.Store.Unlock(ctx, id, token)
+		s.abandon(id, token)
 	case errors.Is(err, store.ErrLocked):
 		err = nil
 	}
 	return false, err
+}
+
+// lockLife returns for how long a lock is taken for which a life is asked for, and whether it ends with the connection.
+func (s *Server) lockLife(asked time.Duration) (life time.Duration, bound bool) {
+	if asked == 0 {
+		return s.site.LockLife, true
+	}
+	return min(asked, s.site.LockLife), false
+}
+
+// abandon releases a lock that nobody waits for any more, or nobody knows of: it must not stand until its end.
+func (s *Server) abandon(id, token string) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.site.Limits.Command)
+	defer cancel()
+	_, _ = s.site.Store.Unlock(ctx, id, token)
 }
 
 func (s *Server) unlock(c *conn, id, token string) (held bool, err error) {
@@ -241,20 +261,9 @@ func (s *Server) unlock(c *conn, id, token string) (held bool, err error) {
 
 // release is EVAL and EVALSHA.
 func (s *Server) release(c *conn, r *request, res *result) {
-	var ok bool
-	if r.cmd.name == "EVALSHA" {
-		if r.orNull, ok = s.scripts.get(r.data); !ok {
-			res.err = errNoScript
-			return
-		}
-	} else {
-		if r.orNull, ok = isRelease(r.data); !ok {
-			res.err = errScript
-			return
-		}
-		s.scripts.add(r.data, r.orNull)
-	}
+	r.orNull, res.err = s.script(r)
 	switch {
+	case res.err != nil:
 	case len(r.keys) == 0:
 		res.err = errScript
 	case r.keys[0].err != nil:
@@ -267,6 +276,23 @@ func (s *Server) release(c *conn, r *request, res *result) {
 			res.n = 1
 		}
 	}
+}
+
+// script finds the script that r names, and says whether it answers null for a lock that is not held.
+func (s *Server) script(r *request) (orNull bool, err error) {
+	if r.cmd.name == "EVALSHA" {
+		orNull, ok := s.scripts.get(r.data)
+		if !ok {
+			return false, errNoScript
+		}
+		return orNull, nil
+	}
+	orNull, ok := isRelease(r.data)
+	if !ok {
+		return false, errScript
+	}
+	s.scripts.add(r.data, orNull)
+	return orNull, nil
 }
 
 // endLocks releases the locks that were to end with c.

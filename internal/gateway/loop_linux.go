@@ -122,6 +122,7 @@ func startLoops(s *Server) []*loop {
 	}
 	l := &loop{s: s, store: up, now: time.Now(), epoll: -1, wakeFD: -1}
 	l.up.init(s.site.Limits.Value, maxValue, timeout)
+	l.up.unlock = []byte(up.UnlockScript())
 	if err := l.open(); err != nil {
 		s.log.Error("no loop: every connection gets a goroutine", "error", err)
 		l.close()

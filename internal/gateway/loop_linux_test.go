@@ -183,6 +183,12 @@ func (w *wired) Dial(ctx context.Context) (net.Conn, error) {
 
 func (w *wired) DataKey(dst []byte, key string) ([]byte, error) { return append(dst, key...), nil }
 
+func (w *wired) LockKey(dst []byte, key string) ([]byte, error) {
+	return append(dst, key+"_LOCK"...), nil
+}
+
+func (w *wired) UnlockScript() string { return "unlock" }
+
 // frail is a connection that ends after so many bytes. What came by then is run before.
 type frail struct {
 	net.Conn
@@ -306,6 +312,25 @@ func (w *wired) answer(args [][]byte) (b []byte, err error) {
 		return number(1, err)
 	case name == "SET" && len(args) == 5 && string(args[3]) == "PX":
 		return []byte("+OK\r\n"), w.Save(ctx, key(), store.Record{Data: args[2], Expires: in(args[4])}, store.Always)
+	case name == "SET" && len(args) == 6 && string(args[3])+string(args[4]) == "NXPX":
+		id := strings.TrimSuffix(key(), "_LOCK")
+		if token, _, err := w.LockHolder(ctx, id); err != nil || token != "" {
+			return []byte(null), err
+		}
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond) // somebody may have been faster
+		defer cancel()
+		err := w.Lock(ctx, id, string(args[2]), time.Until(in(args[5])))
+		if errors.Is(err, store.ErrLocked) {
+			return []byte(null), nil
+		}
+		return []byte("+OK\r\n"), err
+	case name == "EVALSHA" && len(args) == 5 && string(args[1])+string(args[2]) == "unlock1":
+		n := int64(0)
+		held, err := w.Unlock(ctx, strings.TrimSuffix(string(args[3]), "_LOCK"), string(args[4]))
+		if held {
+			n = 1
+		}
+		return resp.AppendInt([]byte("*2\r\n:0\r\n"), n), err
 	case name == "PEXPIRE" && len(args) == 3:
 		return number(1, w.Touch(ctx, key(), in(args[2])))
 	case name == "DEL" && len(args) == 2:
@@ -371,6 +396,7 @@ func TestWhatGoesByTheLoop(t *testing.T) {
 	gw, w := startLoop(t, Site{Store: st})
 	c := gw.dial()
 	c.want("+OK\r\n", "SETEX", "k", "100", "v")
+	sha := gw.scripts.add([]byte("if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"), false)
 	w.commands()
 	for _, tc := range []struct{ send, reply, want string }{
 		{"GET k", bulk("v"), "GET k"},
@@ -408,8 +434,15 @@ func TestWhatGoesByTheLoop(t *testing.T) {
 		{"EXPIREAT k 4000000000", ":1\r\n", ""},
 		{"GET k_LOCK", null, ""},
 		{"EXISTS k_LOCK", ":0\r\n", ""},
-		{"SET k_LOCK t NX", "+OK\r\n", ""},
+		{"SET k_LOCK t NX", "+OK\r\n", "SET k_LOCK t NX PX 600000"},
+		{"SET k_LOCK t NX", null, ""},
 		{"DEL k_LOCK", ":1\r\n", ""},
+		{"SET k_LOCK t NX PX 70", "+OK\r\n", "SET k_LOCK t NX PX 70"},
+		{"EVALSHA " + sha + " 1 k_LOCK other", ":0\r\n", "EVALSHA unlock 1 k_LOCK other"},
+		{"EVALSHA " + sha + " 1 k_LOCK t", ":1\r\n", "EVALSHA unlock 1 k_LOCK t"},
+		{"EVALSHA " + sha + " 1 k t", "-ERR sessile: the only script served is the release of a lock (compare GET with ARGV[1], then DEL)\r\n", ""},
+		{"EVALSHA " + sha + " 0 t t", "-ERR sessile: the only script served is the release of a lock (compare GET with ARGV[1], then DEL)\r\n", ""},
+		{"EVALSHA 0123456789012345678901234567890123456789 1 k_LOCK t", "-NOSCRIPT No matching script. Please use EVAL.\r\n", ""},
 		{"GET sessile:k", "-ERR sessile: invalid session id or value\r\n", ""},
 		{"EXPIRE k 0", ":1\r\n", ""},
 		{"GETDEL k", null, ""},
@@ -593,7 +626,8 @@ func TestNobodyGetsAnothersAnswer(t *testing.T) {
 func manyClients(t *testing.T, wreck func(w *wired) (stop func())) {
 	const clients, rounds = 24, 60
 	st := &tally{Store: memory.New(memory.Options{}), saved: map[string]int{}}
-	gw, w := startLoop(t, Site{Store: st, Limits: Limits{Args: 100}})
+	gw, w := startLoop(t, Site{Store: st, Limits: Limits{Args: 100}, LockWait: time.Millisecond})
+	sha := gw.scripts.add(nil, false)
 	defer wreck(w)()
 	w.kill() // the connection that was made before
 	var wg sync.WaitGroup
@@ -617,8 +651,17 @@ func manyClients(t *testing.T, wreck func(w *wired) (stop func())) {
 					var all []sent
 					var b strings.Builder
 					for n := range 1 + rng.IntN(30) {
-						s := sent{name: []string{"GET", "GET", "SETEX", "SETEX", "EXISTS", "EXPIRE", "DEL", "MGET", "PING"}[rng.IntN(9)], key: key()}
+						s := sent{key: key(), name: []string{"GET", "GET", "SETEX", "SETEX", "EXISTS", "EXPIRE", "DEL", "MGET", "PING",
+							"lock", "lock", "unlock"}[rng.IntN(12)]}
 						switch s.name {
+						case "lock", "unlock":
+							// the token of one batch is not that of the next
+							s.key, s.value = s.key+"_LOCK", fmt.Sprintf("%d-%d", i, batch)
+							if s.name == "lock" {
+								b.WriteString(command_("SET", s.key, s.value, "NX", "PX", "100000"))
+							} else {
+								b.WriteString(command_("EVALSHA", sha, "1", s.key, s.value))
+							}
 						case "SETEX":
 							s.value = fmt.Sprintf("%s-%d-%d-", s.key, batch, n) + strings.Repeat("x", rng.IntN(1<<rng.IntN(16)))
 							b.WriteString(command_("SETEX", s.key, "100", s.value))
@@ -696,6 +739,31 @@ func manyClients(t *testing.T, wreck func(w *wired) (stop func())) {
 							case textAway:
 								ok = true
 							}
+						case "lock":
+							switch got {
+							case "+OK\r\n":
+								ok = had[null]
+								may[s.key] = map[string]bool{bulk(s.value): true}
+							case null, textAway: // also when LockWait is over before anybody was asked
+								ok = true
+							case textUnknown: // it is released, if it had not been taken before with the same token too
+								ok = true
+								had[null] = had[null] || had[bulk(s.value)]
+							}
+						case "unlock":
+							switch got {
+							case ":1\r\n":
+								ok = had[bulk(s.value)]
+								may[s.key] = map[string]bool{null: true}
+							case ":0\r\n":
+								ok = len(had) > 1 || !had[bulk(s.value)]
+								delete(had, bulk(s.value))
+							case textUnknown:
+								ok = true
+								had[null] = had[null] || had[bulk(s.value)]
+							case textAway:
+								ok = true
+							}
 						case "EXISTS", "EXPIRE":
 							switch got {
 							case ":0\r\n":
@@ -720,6 +788,13 @@ func manyClients(t *testing.T, wreck func(w *wired) (stop func())) {
 				c.close()
 				for key, had := range may {
 					rec, err := st.Load(context.Background(), key)
+					if id, lock := strings.CutSuffix(key, "_LOCK"); lock {
+						var token string
+						token, _, err = st.LockHolder(context.Background(), id)
+						if rec.Data = []byte(token); token == "" {
+							err = store.ErrAbsent
+						}
+					}
 					if got := string(appendValue(nil, 2, rec.Data, err == nil)); !had[got] {
 						t.Errorf("client %d, seed %d: in the end %s is %.100q, may be one of %d", i, seed, key, got, len(had))
 					}
@@ -736,6 +811,11 @@ func manyClients(t *testing.T, wreck func(w *wired) (stop func())) {
 	}
 	if n := gw.destroyed.pending.Load(); n != 0 {
 		t.Errorf("%d sessions are being destroyed for ever", n)
+	}
+	for id, q := range gw.locks.queues {
+		if q.asking || len(q.waiters) > 0 {
+			t.Errorf("somebody asks for the lock on %s for ever: %+v", id, q)
+		}
 	}
 	_, dialed := w.counts()
 	if dialed < 5 || exact.Load() == 0 || unknown.Load() == 0 {
@@ -968,6 +1048,97 @@ func TestDestroyBehindAWrite(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	b.want(null, "GET", "k")
+}
+
+// Whatever becomes of a request for a lock, and of one to release it: no lock stands that nobody knows of, and the next one
+// is not kept waiting.
+func TestLocksByTheLoop(t *testing.T) {
+	const take, release = "SET k_LOCK t NX PX 5000", "EVAL"
+	for _, tc := range []struct {
+		send, answer string
+		held         bool // in the store before
+		want         string
+		after        string // who holds it in the store then
+		wire         int    // commands that went over it
+	}{
+		{take, "", false, "+OK\r\n", "t", 1},
+		{take, "-LOADING x\r\n", false, "+OK\r\n", "t", 1},
+		{take, null, false, "+OK\r\n", "t", 1}, // by hand it is free
+		{take, "", true, null, "t", 1},
+		{take, "+OKAY\r\n", true, textUnknown, "", 1},
+		{take, ":1\r\n", true, textUnknown, "", 1},
+		{take, bulk("OK"), true, textUnknown, "", 1},
+		{take, hangUp, true, textUnknown, "", 1},
+		{release, "", true, ":1\r\n", "", 1},
+		{release, "", false, ":0\r\n", "", 1},
+		{release, "-NOSCRIPT x\r\n", true, ":1\r\n", "", 1},
+		{release, ":1\r\n", true, textUnknown, "t", 1},
+		{release, "*2\r\n:1\r\n:1\r\n", true, textUnknown, "t", 1},
+		{release, "*2\r\n:0\r\n:2\r\n", true, textUnknown, "t", 1},
+		{release, "*2\r\n:0\r\n$1\r\n1\r\n", true, textUnknown, "t", 1},
+		{release, "*1\r\n:0\r\n", true, textUnknown, "t", 1},
+		{release, "*-1\r\n", true, textUnknown, "t", 1},
+		{release, hangUp, true, textUnknown, "t", 1},
+	} {
+		st := memory.New(memory.Options{})
+		gw, w := startLoop(t, Site{Store: st, LockWait: 20 * time.Millisecond})
+		if tc.held {
+			if err := st.Lock(t.Context(), "k", "t", time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.play(func([]string) (string, bool) { return tc.answer, tc.answer != "" })
+		c := gw.dial()
+		args := strings.Split(tc.send, " ")
+		if tc.send == release {
+			args = []string{"EVAL", "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end", "1", "k_LOCK", "t"}
+		}
+		c.want(tc.want, args...)
+		token, _, _ := st.LockHolder(t.Context(), "k")
+		if token != tc.after {
+			t.Errorf("%s, %q: held by %q, want %q", tc.send, tc.answer, token, tc.after)
+		}
+		if n, _ := w.counts(); n != tc.wire {
+			t.Errorf("%s, %q: %d commands went over the wire, want %d", tc.send, tc.answer, n, tc.wire)
+		}
+		for id, q := range gw.locks.queues {
+			if q.asking {
+				t.Errorf("%s, %q: somebody asks for the lock on %s for ever", tc.send, tc.answer, id)
+			}
+		}
+	}
+}
+
+// A client that goes away while it is given a lock does not keep it.
+func TestLockOfAClientThatIsGone(t *testing.T) {
+	st := memory.New(memory.Options{})
+	gw, w := startLoop(t, Site{Store: st})
+	asked, release := make(chan bool), make(chan bool)
+	w.play(func([]string) (string, bool) {
+		asked <- true
+		<-release
+		return "", false
+	})
+	a, b := gw.dial(), gw.dial()
+	a.nc.(*net.TCPConn).SetLinger(0)
+	a.send(command_("SET", "k_LOCK", "a", "NX", "PX", "60000"))
+	<-asked
+	a.close()
+	time.Sleep(2 * watchAfter)
+	b.send(command_("SET", "k_LOCK", "b", "NX", "PX", "60000")) // waits
+	eventually(t, "b waits", func() bool { return gw.Stats().LocksWaiting == 1 })
+	w.play(nil)
+	close(release)
+	if got := b.reply(); got != "+OK\r\n" {
+		t.Errorf("got %q", got)
+	}
+	if token, _, _ := st.LockHolder(t.Context(), "k"); token != "b" {
+		t.Errorf("held by %q", token)
+	}
+	eventually(t, "one connection", func() bool { return gw.Stats().Open == 1 })
+	if n := gw.Stats().LocksHeld; n != 1 {
+		t.Errorf("%d locks are held", n)
+	}
 }
 
 // Values as long as they may be, over sockets that take little at a time.

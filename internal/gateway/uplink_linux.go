@@ -30,6 +30,8 @@ const (
 	reading
 	writing
 	destroying
+	locking // takes the turn, see locks, until it is answered
+	unlocking
 )
 
 // An entry is a request that the store has to answer. It is made when the request is put behind those before it, and
@@ -65,6 +67,7 @@ type uplink struct {
 	ring   ring
 	key    []byte // buffers of send
 	number []byte
+	unlock []byte // the script
 
 	began    time.Time // when it was made
 	heard    time.Time // when anything last came
@@ -75,7 +78,7 @@ type uplink struct {
 
 func (u *uplink) init(value, maxValue int, timeout time.Duration) {
 	u.fd, u.maxValue, u.timeout = -1, maxValue, timeout
-	u.limits = resp.ReplyLimits{Bulk: value, Elems: 1, Depth: 1, Reply: value + 64<<10}
+	u.limits = resp.ReplyLimits{Bulk: value, Elems: 2, Depth: 1, Reply: value + 64<<10}
 }
 
 // full reports whether the store does not take what it is sent.
@@ -173,8 +176,11 @@ func (l *loop) plan(c *looped) (e entry) {
 		return e
 	}
 	k := &r.keys[0]
-	if k.err != nil || k.lock {
+	switch {
+	case k.err != nil:
 		return e
+	case k.lock:
+		return l.planLock(c, k)
 	}
 	switch r.cmd.op {
 	case opLoad, opExists:
@@ -206,6 +212,32 @@ func (l *loop) plan(c *looped) (e entry) {
 	return e
 }
 
+// planLock is plan for what is about a lock.
+func (l *loop) planLock(c *looped, k *key) (e entry) {
+	r, s := &c.req, l.s
+	if !l.store.Capabilities().Lock {
+		return e
+	}
+	var err error
+	if l.up.key, err = l.store.LockKey(l.up.key[:0], k.id); err != nil {
+		return e
+	}
+	switch r.cmd.op {
+	case opSave:
+		if r.ttl < 0 || c.inflight == 0 && !s.locks.try(k.id) {
+			return e // it is refused, or has to wait
+		}
+		e.class = locking
+	case opUnlock:
+		if orNull, err := s.script(r); err != nil || orNull {
+			return e
+		}
+		e.class = unlocking
+	}
+	e.c, e.cmd, e.id, e.at = c, r.cmd, k.id, l.now
+	return e
+}
+
 // joins reports whether e may be under way together with those of c that are.
 func (l *loop) joins(c *looped, e *entry) bool {
 	switch {
@@ -217,31 +249,37 @@ func (l *loop) joins(c *looped, e *entry) bool {
 	return true
 }
 
-// single reports whether nothing else of its connection may be under way with e: it may have to be undone, for which its
-// request has to be there still.
-func (e *entry) single() bool { return e.guarded && e.cmd.op == opSave }
+// single reports whether nothing else of its connection may be under way with e, because its request has to be there still
+// when it is answered: a write may have to be undone.
+func (e *entry) single() bool { return e.class >= locking || e.guarded && e.cmd.op == opSave }
 
 var (
 	wordGet, wordExists, wordDel = []byte("GET"), []byte("EXISTS"), []byte("DEL")
 	wordSet, wordPX, wordPExpire = []byte("SET"), []byte("PX"), []byte("PEXPIRE")
-	wordPing                     = []byte("PING")
+	wordPing, wordNX             = []byte("PING"), []byte("NX")
+	wordEvalSHA, wordOne         = []byte("EVALSHA"), []byte("1")
 )
 
 // send puts the request of c, which plan said e of, behind those before it.
 func (l *loop) send(c *looped, e *entry) {
 	u, r := &l.up, &c.req
-	switch e.cmd.op {
-	case opLoad:
+	switch op := e.cmd.op; {
+	case op == opLoad:
 		u.out = resp.AppendRequest(u.out, wordGet, u.key)
-	case opExists:
+	case op == opExists:
 		u.out = resp.AppendRequest(u.out, wordExists, u.key)
-	case opSave:
+	case e.class == locking:
+		life, _ := l.s.lockLife(r.ttl)
+		u.out = resp.AppendRequest(u.out, wordSet, u.key, r.data, wordNX, wordPX, u.millis(life))
+	case op == opSave:
 		u.out = resp.AppendRequest(u.out, wordSet, u.key, r.data, wordPX, u.left(r))
-	case opTouch:
+	case op == opTouch:
 		u.out = resp.AppendRequest(u.out, wordPExpire, u.key, u.left(r))
-	case opDelete:
+	case op == opDelete:
 		l.s.destroyed.begin(e.id)
 		u.out = resp.AppendRequest(u.out, wordDel, u.key)
+	case op == opUnlock:
+		u.out = resp.AppendRequest(u.out, wordEvalSHA, u.unlock, wordOne, u.key, []byte(r.token))
 	}
 	l.push(e)
 	c.inflight++
@@ -258,7 +296,11 @@ func (l *loop) push(e *entry) {
 
 // left writes the lifetime that r gives, in milliseconds.
 func (u *uplink) left(r *request) []byte {
-	u.number = strconv.AppendInt(u.number[:0], int64(store.Record{Expires: r.expires}.Remaining(r.now)/time.Millisecond), 10)
+	return u.millis(store.Record{Expires: r.expires}.Remaining(r.now))
+}
+
+func (u *uplink) millis(d time.Duration) []byte {
+	u.number = strconv.AppendInt(u.number[:0], int64((d+time.Millisecond-1)/time.Millisecond), 10)
 	return u.number
 }
 
@@ -417,10 +459,14 @@ func (e *entry) fits(v *resp.Value) bool {
 	case opLoad:
 		return v.Kind == resp.Bulk
 	case opSave:
-		return v.Kind == resp.Simple && string(v.Str) == "OK"
+		return v.Kind == resp.Simple && string(v.Str) == "OK" || e.class == locking && v.Kind == resp.Bulk && v.Null
+	case opUnlock:
+		return v.Kind == resp.Array && len(v.Elems) == 2 && flag(&v.Elems[0]) && v.Elems[0].Int == 0 && flag(&v.Elems[1])
 	}
-	return v.Kind == resp.Int && (v.Int == 0 || v.Int == 1)
+	return flag(v)
 }
+
+func flag(v *resp.Value) bool { return v.Kind == resp.Int && (v.Int == 0 || v.Int == 1) }
 
 // reply makes a result of the store's answer, as exec does.
 func (l *loop) reply(e *entry, v *resp.Value) {
@@ -430,12 +476,18 @@ func (l *loop) reply(e *entry, v *resp.Value) {
 		l.again(e) // in its turn, and when the client has read
 		return
 	}
+	if e.class == locking && v.Null {
+		l.again(e) // somebody has it who is not ours, and is waited for
+		return
+	}
 	res := result{n: v.Int, found: v.Int == 1}
 	switch e.cmd.op {
 	case opLoad:
 		res.found, res.data = !v.Null, v.Str
 	case opSave:
-		res.found = true
+		res.found, res.n = true, 1
+	case opUnlock:
+		res.n = v.Elems[1].Int
 	case opDelete:
 		s.destroyed.end(e.id, true, l.now)
 		c.reads.forget(e.id)
@@ -460,7 +512,21 @@ func (l *loop) answer(e *entry, res *result) {
 		l.say(&c.failed[i], &result{err: errFailed})
 	}
 	c.failed = nil
-	if e.single() && !l.s.destroyed.calm(e.id, e.began) {
+	switch {
+	case e.class == locking && (res.err != nil || c.gone || c.eof && l.now.Sub(e.at) >= watchAfter): // as lock's watch would find
+		id, token, came := e.id, c.req.token, result{err: res.err}
+		l.hand(c, func() result {
+			l.s.abandon(id, token)
+			l.s.locks.pass(id)
+			return came
+		})
+		return
+	case e.class == locking:
+		life, bound := l.s.lockLife(c.req.ttl)
+		l.s.locks.took(e.id, c.req.token, life, &c.conn, bound)
+	case e.class == unlocking:
+		l.s.locks.released(e.id, c.req.token) // where nobody knows, the next one asks the store
+	case e.single() && !l.s.destroyed.calm(e.id, e.began):
 		rec := store.Record{Data: c.req.data}
 		if undo := l.s.undo(e.id, &rec); undo != nil {
 			id, began, came := e.id, e.began, *res
@@ -491,8 +557,11 @@ func (l *loop) again(e *entry) {
 	c := e.c
 	l.current = c
 	c.inflight--
-	if e.class == destroying {
+	switch e.class {
+	case destroying:
 		l.s.destroyed.end(e.id, false, l.now)
+	case locking:
+		l.s.locks.pass(e.id)
 	}
 	c.failed = append(c.failed, *e)
 	l.resume(c)

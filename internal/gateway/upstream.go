@@ -21,4 +21,9 @@ type Upstream interface {
 	Dial(ctx context.Context) (net.Conn, error)
 	// DataKey appends the name of the session under key, or fails with ErrInvalid as Load and Save would.
 	DataKey(dst []byte, key string) ([]byte, error)
+	// LockKey appends the name of the lock of that session, or fails as Lock would.
+	LockKey(dst []byte, key string) ([]byte, error)
+	// UnlockScript returns the SHA-1 of the script that releases the lock KEYS[1] if it is ARGV[1]'s. Its answer is 0, and
+	// then 1 or 0 for whether it was.
+	UnlockScript() string
 }

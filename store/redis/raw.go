@@ -14,7 +14,8 @@ import (
 )
 
 // The raw wire, for a caller that multiplexes by itself. What it sends is what Load, Save, Touch and Delete would: GET,
-// SET with PX, PEXPIRE and DEL of the name that DataKey makes.
+// SET with PX, PEXPIRE and DEL of the name that DataKey makes; and SET with NX and PX of the name that LockKey makes, and
+// the script that Unlock would run.
 
 // Raw says what a caller of Dial has to know: whether its connections are plain sockets and not TLS, the size of a value
 // beyond which Save refuses it, and how long an answer may take before the connection is to be given up.
@@ -99,3 +100,16 @@ func (s *Store) DataKey(dst []byte, key string) ([]byte, error) {
 	}
 	return name, nil
 }
+
+// LockKey appends to dst the name in Redis of the lock of the session under key, or fails as Lock would.
+func (s *Store) LockKey(dst []byte, key string) ([]byte, error) {
+	name, err := s.DataKey(dst, key)
+	if err != nil {
+		return dst, err
+	}
+	return append(name, s.opt.LockSuffix...), nil
+}
+
+// UnlockScript returns the SHA-1 of the script by which Unlock releases a lock. KEYS[1] is the lock, ARGV[1] the token; the
+// answer is 0, and 1 or 0 for whether it was held. A server that was never asked before answers NOSCRIPT.
+func (s *Store) UnlockScript() string { return unlockScript.sha }
