@@ -121,7 +121,20 @@ func listenUnix(path, mode, owner string) (net.Listener, error) {
 		l.Close()
 		return nil, err
 	}
-	return l, nil
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false)
+	return &unixListener{UnixListener: u, remove: sync.OnceFunc(func() { os.Remove(path) })}, nil
+}
+
+// unixListener is one whose file is not removed before it is closed: net's is when its descriptor is handed on.
+type unixListener struct {
+	*net.UnixListener
+	remove func()
+}
+
+func (l *unixListener) Close() error {
+	defer l.remove()
+	return l.UnixListener.Close()
 }
 
 // removeStale removes a socket that a gateway left behind when it was killed, if nobody listens there.
@@ -197,7 +210,8 @@ func inherited(which string) (net.Listener, error) {
 		return nil, err
 	}
 	if u, ok := l.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false) // the file is systemd's
+		u.SetUnlinkOnClose(false)
+		return &unixListener{UnixListener: u, remove: func() {}}, nil // the file is systemd's
 	}
 	return l, nil
 }

@@ -3,8 +3,10 @@ package gateway
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -53,6 +55,8 @@ type loop struct {
 
 	yielded time.Time
 
+	listeners []*listener
+
 	conns []*looped // by descriptor
 	count int       // those that have not ended, with and without one
 	ready []*looped // those that there is something to do for, in the next turn
@@ -79,8 +83,7 @@ type loop struct {
 type looped struct {
 	conn
 	l  *loop
-	nc net.Conn // until the loop has its descriptor
-	fd int      // -1: none
+	fd int
 
 	readable, eof bool // something may have come; and the end too
 	hungry        bool // all that has come is done or under way
@@ -111,7 +114,7 @@ type looped struct {
 	leave func()     // of who wants to know
 }
 
-func startLoops(s *Server) []*loop {
+func newLoop(s *Server) *loop {
 	up, ok := s.site.Store.(Upstream)
 	if !ok || s.site.NoLoop {
 		return nil
@@ -128,8 +131,8 @@ func startLoops(s *Server) []*loop {
 		l.close()
 		return nil
 	}
-	s.loopsWG.Go(l.run)
-	return []*loop{l}
+	s.loopWG.Go(l.run)
+	return l
 }
 
 func (l *loop) open() (err error) {
@@ -148,6 +151,7 @@ func (l *loop) run() {
 	for !l.done() {
 		l.turn()
 	}
+	l.closeListeners()
 	l.up.dialing.Wait()
 	l.close()
 }
@@ -175,6 +179,9 @@ func (l *loop) clock() time.Time { return l.now }
 
 // post has the loop do job, and reports false where there is no loop any more. A nil job only wakes it.
 func (l *loop) post(job func()) bool {
+	if l == nil {
+		return false
+	}
 	l.mu.Lock()
 	if l.over {
 		l.mu.Unlock()
@@ -279,6 +286,8 @@ func (l *loop) wait() {
 			l.up.eof = l.up.eof || ev.Events&ends != 0
 		case fd < len(l.conns) && l.conns[fd] != nil:
 			l.event(l.conns[fd], ev.Events)
+		default:
+			l.accept(fd)
 		}
 	}
 }
@@ -312,6 +321,7 @@ func (l *loop) job() func() {
 		l.jobs, l.woken = nil, false
 		if l.s.drain.Load() != 0 && !l.draining {
 			l.draining, l.tick = true, l.now // everybody is to be looked at
+			l.closeListeners()
 		}
 		return nil
 	}
@@ -354,6 +364,7 @@ func (l *loop) look() {
 		l.tick = l.now.Add(tickTime)
 	}
 	l.probe()
+	l.accept(-1)
 	for _, c := range l.conns {
 		switch {
 		case c == nil:
@@ -371,49 +382,145 @@ func (l *loop) look() {
 
 // Connections
 
-// newConn returns a connection for nc, nil where nc is not a plain socket.
-func (l *loop) newConn(nc net.Conn, id int64) *looped {
-	switch nc.(type) {
-	case *net.TCPConn, *net.UnixConn:
-	default:
-		return nil
-	}
-	c := &looped{l: l, nc: nc, fd: -1, hungry: true, weight: l.s.site.Limits.Output / 4}
-	c.init(l.s, c, id, nc.LocalAddr(), nc.RemoteAddr(), l.clock)
-	return c
+// A listener is one from which the loop accepts by itself: a goroutine that does it takes two changes of threads and a dozen
+// system calls more, which was a third of what a page of PHP cost the gateway (each makes a connection of its own).
+type listener struct {
+	fd     int
+	addr   net.Addr
+	closed chan error
+	failed bool // to be tried again
 }
 
-// begin gives the loop the socket.
-func (c *looped) begin() {
-	fd, err := detach(c.nc)
-	if err != nil {
-		c.s.log.Error("cannot serve a connection", "error", err)
-		c.s.ended(&c.conn)
-		return
+// listen accepts from nl until the server is told to end, and closes nl. It reports false where nl is none of those that
+// it can do that for, and does nothing.
+func (l *loop) listen(nl net.Listener) (error, bool) {
+	if l == nil {
+		return nil, false
 	}
-	l := c.l
+	ln := &listener{addr: nl.Addr(), closed: make(chan error, 1)}
+	var err error
+	switch nl := nl.(type) {
+	case *net.TCPListener:
+		ln.fd, err = detach(nl)
+		for _, o := range acceptedOptions {
+			unix.SetsockoptInt(ln.fd, o.level, o.name, o.value)
+		}
+	case *unixListener:
+		ln.fd, err = detach(nl.UnixListener) // the file stays
+	default:
+		return nil, false
+	}
+	if err != nil && l.s.drain.Load() != 0 {
+		err = ErrServerClosed
+	}
+	if err != nil {
+		return err, true
+	}
 	begun := l.post(func() {
-		if l.count++; l.count == 1 {
-			l.tick = l.now
+		err := error(ErrServerClosed)
+		if !l.draining {
+			err = l.watch(unix.EPOLL_CTL_ADD, ln.fd, 0)
 		}
-		c.fd, c.moved = fd, l.now
-		for len(l.conns) <= fd {
-			l.conns = append(l.conns, nil)
+		if err != nil {
+			l.dead = append(l.dead, ln.fd)
+			ln.closed <- err
+			return
 		}
-		l.conns[fd] = c
-		if c.gone || l.watch(unix.EPOLL_CTL_ADD, fd, 0) != nil {
-			c.gone = false // it was cut off before it began
-			l.drop(c)
-		}
+		l.listeners = append(l.listeners, ln)
 	})
 	if !begun {
-		unix.Close(fd)
-		c.s.ended(&c.conn)
+		unix.Close(ln.fd)
+		return ErrServerClosed, true
 	}
+	return <-ln.closed, true
+}
+
+// acceptedOptions are those that a connection has from package net. Set for a listener, they are inherited.
+var acceptedOptions = []struct{ level, name, value int }{
+	{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
+}
+
+func (l *loop) closeListeners() {
+	for _, ln := range l.listeners {
+		l.dead = append(l.dead, ln.fd)
+		ln.closed <- ErrServerClosed
+	}
+	l.listeners = nil
+}
+
+// accept takes the connections that wait at the listener with the descriptor fd, or at those where it failed.
+func (l *loop) accept(fd int) {
+	for _, ln := range l.listeners {
+		if ln.fd == fd || fd < 0 && ln.failed {
+			for ln.failed = false; l.acceptOne(ln); {
+			}
+		}
+	}
+}
+
+func (l *loop) acceptOne(ln *listener) (more bool) {
+	fd, from, err := syscall.Accept4(ln.fd, syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC)
+	switch err {
+	case nil:
+	case unix.EAGAIN:
+		return false
+	case unix.EINTR, unix.ECONNABORTED:
+		return true
+	default:
+		// Out of descriptors, most likely: those who are connected go on.
+		l.s.log.Error("cannot accept", "error", err)
+		ln.failed = true
+		return false
+	}
+	c := &looped{l: l, fd: fd, hungry: true, weight: l.s.site.Limits.Output / 4, moved: l.now}
+	admitted := l.s.admitted(func(id int64) *conn {
+		c.init(l.s, c, id, ln.local(fd), address(from, ln.addr), l.clock)
+		return &c.conn
+	})
+	if !admitted {
+		unix.Write(fd, resp.AppendError(nil, textMaxConns))
+		unix.Close(fd)
+		return true
+	}
+	if l.count++; l.count == 1 {
+		l.tick = l.now
+	}
+	for len(l.conns) <= fd {
+		l.conns = append(l.conns, nil)
+	}
+	if l.conns[fd] = c; l.watch(unix.EPOLL_CTL_ADD, fd, 0) != nil {
+		l.drop(c)
+	}
+	return true
+}
+
+// local returns the address at which the connection fd was accepted.
+func (ln *listener) local(fd int) net.Addr {
+	if a, ok := ln.addr.(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+		sa, _ := syscall.Getsockname(fd)
+		return address(sa, ln.addr)
+	}
+	return ln.addr
+}
+
+// address makes an address of sa; that of a unix socket is like.
+func address(sa syscall.Sockaddr, like net.Addr) net.Addr {
+	switch sa := sa.(type) {
+	case *syscall.SockaddrInet4:
+		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+	case *syscall.SockaddrInet6:
+		a := &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+		if sa.ZoneId != 0 {
+			a.Zone = strconv.Itoa(int(sa.ZoneId))
+		}
+		return a
+	}
+	return like
 }
 
 // detach takes the descriptor out of nc and closes nc, so that Go's own poller does not watch it too.
-func detach(nc net.Conn) (fd int, err error) {
+func detach(nc io.Closer) (fd int, err error) {
 	defer nc.Close()
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
@@ -433,9 +540,6 @@ func (l *loop) drop(c *looped) {
 		return
 	}
 	c.gone = true
-	if c.fd < 0 {
-		return // it has not begun
-	}
 	l.conns[c.fd] = nil
 	l.dead = append(l.dead, c.fd)
 	c.mu.Lock()

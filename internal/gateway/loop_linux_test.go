@@ -79,10 +79,10 @@ func (g *gateway) linked() {
 	}
 	eventually(g.t, "a connection to the store", func() bool {
 		g.mu.Lock()
-		loops := g.loops
+		l := g.loop
 		g.mu.Unlock()
 		up := make(chan bool, 1)
-		return len(loops) > 0 && loops[0].post(func() { up <- loops[0].up.fd >= 0 }) && <-up
+		return l.post(func() { up <- l.up.fd >= 0 }) && <-up
 	})
 }
 
@@ -1210,7 +1210,7 @@ func TestValueThatIsTooLong(t *testing.T) {
 	if _, dialed := w.counts(); dialed != 1 {
 		t.Errorf("%d connections to the store", dialed)
 	}
-	if c := cap(gw.loops[0].up.in); c > 4<<20 {
+	if c := cap(gw.loop.up.in); c > 4<<20 {
 		t.Errorf("a buffer of %d bytes", c)
 	}
 }
@@ -1289,6 +1289,94 @@ func TestDescriptors(t *testing.T) {
 	}
 }
 
+// A connection that the loop accepts is as one that package net does, and says where it comes from and where it came to.
+func TestAcceptedByTheLoop(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Log(err)
+			continue
+		}
+		viaLoop = true
+		gw := startOn(t, Site{Insecure: true}, Options{}, l)
+		viaLoop = false
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		for _, host := range []string{"127.0.0.1", "::1"} {
+			nc, err := net.Dial("tcp", net.JoinHostPort(host, port))
+			if err != nil {
+				continue // not what is listened at
+			}
+			c := newClient(t, nc)
+			info := c.do("CLIENT", "INFO")
+			if want := fmt.Sprintf(" addr=%s laddr=%s ", nc.LocalAddr(), nc.RemoteAddr()); !strings.Contains(info, want) {
+				t.Errorf("%s: got %q, want %q in it", addr, info, want)
+			}
+			if shards := c.do("CLUSTER", "SLOTS"); !strings.Contains(shards, bulk(host)) {
+				t.Errorf("%s: got %q, want %s in it", addr, shards, host)
+			}
+			done := make(chan bool)
+			gw.loop.post(func() {
+				defer close(done)
+				for fd, c := range gw.loop.conns {
+					for _, o := range acceptedOptions {
+						if c == nil {
+							break
+						}
+						if got, err := unix.GetsockoptInt(fd, o.level, o.name); err != nil || got != o.value {
+							t.Errorf("option %d of level %d: got %d, %v, want %d", o.name, o.level, got, err, o.value)
+						}
+					}
+				}
+			})
+			<-done
+			c.close()
+			eventually(t, "the end", func() bool { return gw.Stats().Open == 0 })
+		}
+	}
+}
+
+// Where there are no descriptors any more, those who wait are let in when there are some again.
+func TestOutOfDescriptors(t *testing.T) {
+	var log syncBuilder
+	viaLoop = true
+	gw := startWith(t, Site{}, Options{Logger: log.logger()})
+	viaLoop = false
+	nc, err := net.Listen("tcp", "127.0.0.1:0") // Go's poller and what else is made at the first use
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	restore := sync.OnceFunc(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &old) })
+	defer restore()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	to := &unix.SockaddrInet4{Port: gw.addr.(*net.TCPAddr).Port, Addr: [4]byte{127, 0, 0, 1}}
+	if err := unix.Connect(fd, to); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a line in the log", func() bool { return strings.Contains(log.String(), "cannot accept") })
+	restore()
+	io.WriteString(fdWriter(fd), command_("PING"))
+	b := make([]byte, 16)
+	if n, err := unix.Read(fd, b); string(b[:max(n, 0)]) != "+PONG\r\n" {
+		t.Errorf("got %q, %v", b[:max(n, 0)], err)
+	}
+}
+
+type fdWriter int
+
+func (fd fdWriter) Write(b []byte) (int, error) { return unix.Write(int(fd), b) }
+
 // A store that goes away and comes back: by hand meanwhile, and by the loop again.
 func TestStoreThatComesBack(t *testing.T) {
 	r := testserver.Redis(t, testserver.Persistent())
@@ -1318,7 +1406,7 @@ func TestStoreThatComesBack(t *testing.T) {
 // connection is not put down to another one that got the same number.
 func TestDescriptorThatAChildHas(t *testing.T) {
 	gw, _ := startLoop(t, Site{})
-	l := gw.loops[0]
+	l := gw.loop
 	a, b := gw.dial(), gw.dial()
 	a.want("+PONG\r\n", "PING")
 	b.want("+PONG\r\n", "PING")
@@ -1380,7 +1468,7 @@ func TestJobInTheLastTurn(t *testing.T) {
 		given <- l.post(func() { done <- true })
 	})))})
 	viaLoop = false
-	l = gw.loops[0]
+	l = gw.loop
 	l.post(func() {
 		l.leaving = true
 		unix.Shutdown(l.up.fd, unix.SHUT_RDWR) // the log hears of that when all jobs are done
@@ -1389,7 +1477,7 @@ func TestJobInTheLastTurn(t *testing.T) {
 	if !<-given {
 		t.Fatal("the loop had ended before")
 	}
-	gw.loopsWG.Wait()
+	gw.loopWG.Wait()
 	select {
 	case <-done:
 	default:

@@ -56,8 +56,8 @@ type Server struct {
 	conns     map[*conn]struct{}
 	wg        sync.WaitGroup // connections
 
-	loops   []*loop // none where connections have goroutines of their own
-	loopsWG sync.WaitGroup
+	loop   *loop // nil where all connections have goroutines of their own
+	loopWG sync.WaitGroup
 }
 
 type counters struct {
@@ -109,8 +109,8 @@ func (s *Server) limits(authenticated bool) resp.Limits {
 	return s.unauth
 }
 
-// Serve accepts connections from l until Shutdown or Close, and closes l. It refuses a listener that anybody can reach
-// and log in at.
+// Serve accepts connections from l, which nobody else uses from then on, until Shutdown or Close, and closes l. It refuses
+// a listener that anybody can reach and log in at.
 func (s *Server) Serve(l net.Listener) error {
 	defer l.Close()
 	if err := s.admit(l); err != nil {
@@ -122,15 +122,19 @@ func (s *Server) Serve(l net.Listener) error {
 		return ErrServerClosed
 	}
 	s.listeners[l] = struct{}{}
-	if s.loops == nil {
-		s.loops = startLoops(s)
+	if s.loop == nil {
+		s.loop = newLoop(s)
 	}
+	loop := s.loop
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		delete(s.listeners, l)
 		s.mu.Unlock()
 	}()
+	if err, done := loop.listen(l); done {
+		return err
+	}
 	var pause time.Duration
 	for {
 		nc, err := l.Accept()
@@ -169,40 +173,34 @@ func (s *Server) admit(l net.Listener) error {
 }
 
 func (s *Server) accept(nc net.Conn) {
-	s.mu.Lock()
-	n := int64(s.count.accepted.Add(1))
-	if len(s.conns) >= s.site.Limits.Conns || s.drain.Load() != 0 {
-		s.mu.Unlock()
-		s.count.refused.Add(1)
-		if _, ok := nc.(*tls.Conn); !ok { // whose handshake is not worth the wait
-			nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-			nc.Write(resp.AppendError(nil, textMaxConns))
-		}
-		nc.Close()
+	var c *stream
+	if s.admitted(func(id int64) *conn { c = newStream(s, nc, id); return &c.conn }) {
+		go func() {
+			defer s.ended(&c.conn)
+			c.serve()
+		}()
 		return
 	}
-	c, begin := s.newConn(nc, n)
-	s.conns[c] = struct{}{}
-	s.count.open.Add(1)
-	s.wg.Add(1)
-	s.mu.Unlock()
-	begin()
+	if _, ok := nc.(*tls.Conn); !ok { // whose handshake is not worth the wait
+		nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		nc.Write(resp.AppendError(nil, textMaxConns))
+	}
+	nc.Close()
 }
 
-// newConn returns a connection and what sets it going; whoever runs it calls ended.
-func (s *Server) newConn(nc net.Conn, id int64) (c *conn, begin func()) {
-	if len(s.loops) > 0 {
-		if c := s.loops[id%int64(len(s.loops))].newConn(nc, id); c != nil {
-			return &c.conn, c.begin
-		}
+// admitted makes a connection, or reports false where there are too many. Whoever runs it calls ended.
+func (s *Server) admitted(newConn func(id int64) *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := int64(s.count.accepted.Add(1))
+	if len(s.conns) >= s.site.Limits.Conns || s.drain.Load() != 0 {
+		s.count.refused.Add(1)
+		return false
 	}
-	st := newStream(s, nc, id)
-	return &st.conn, func() {
-		go func() {
-			defer s.ended(&st.conn)
-			st.serve()
-		}()
-	}
+	s.conns[newConn(id)] = struct{}{}
+	s.count.open.Add(1)
+	s.wg.Add(1)
+	return true
 }
 
 func (s *Server) ended(c *conn) {
@@ -226,7 +224,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	select {
 	case <-done:
 		s.giveUp()
-		s.loopsWG.Wait()
+		s.loopWG.Wait()
 		return nil
 	case <-ctx.Done():
 		s.cutOff()
@@ -239,7 +237,7 @@ func (s *Server) Close() error {
 	s.stop()
 	s.cutOff()
 	s.wg.Wait()
-	s.loopsWG.Wait()
+	s.loopWG.Wait()
 	return nil
 }
 
@@ -255,6 +253,7 @@ func (s *Server) stop() {
 	for c := range s.conns {
 		c.io.hurry()
 	}
+	s.loop.post(nil)
 }
 
 func (s *Server) cutOff() {
