@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -260,7 +261,10 @@ func (v *faultyView) Delete(ctx context.Context, key string, c store.Condition) 
 type faultyTarget struct {
 	store.Target
 	fault
+	again atomic.Uint64 // connections made anew, to the same server
 }
+
+func (f *faultyTarget) Generation() uint64 { return f.Target.Generation() + f.again.Load() }
 
 func (f *faultyTarget) Load(ctx context.Context, key string) (r store.Record, err error) {
 	err = f.call("load", key, func() error { r, err = f.Target.Load(ctx, key); return err })

@@ -32,6 +32,8 @@ type run struct {
 	mu      sync.Mutex // guards rng, history, story, nodes
 	rng     *rand.Rand
 	history map[string][]porcupine.Operation
+	maybe   map[string][]time.Time // touches of which nobody knows whether they happened
+	locked  map[string]int         // how many have the application's lock
 	story   []string
 	nodes   []*node
 
@@ -49,6 +51,7 @@ type node struct {
 	still      time.Time  // until when it stands still
 	cutO, cutN time.Time  // until when it is cut off from a store
 	dead       bool
+	closing    bool // it is stopped in good order: it works, and nobody uses it
 }
 
 // faults are probabilities per call.
@@ -61,6 +64,13 @@ type faults struct {
 	kills              bool // now and then a gateway is killed, and another one started
 	restarts           bool // now and then the target comes back: as it was, older, or empty
 	cancels            bool // the controller also cancels and begins anew
+	rolls              bool // now and then a gateway is stopped in good order, and another one started
+	reconnects         bool // now and then a connection is made anew
+	completes          bool // the controller also completes
+	controls           bool // what commands and renewals send fails, too
+	forgets            bool // living gateways are forgotten
+	failovers          bool // the target also comes back in ramp-down
+	locks              bool // clients also take the application's lock
 	unsealed           bool // the origin cannot compare its mark and write in one step
 	slow               bool // now and then a write to the origin takes most of its bound
 }
@@ -85,8 +95,9 @@ func (r *run) pick(n int) int {
 
 // A register with absence: what a session is to its clients.
 type input struct {
-	kind  byte // Write, Add (if absent), Put (if present), Touch, Delete, Read
+	kind  byte // Write, Add (if absent), Put (if present), Version (if it is old), Touch, Delete, Read
 	value string
+	old   string
 }
 
 var register = porcupine.Model{
@@ -105,6 +116,12 @@ var register = porcupine.Model{
 				next = i.value
 			}
 			return out == nil || out.(bool) == applies, next
+		case 'V':
+			next := held
+			if held == i.old {
+				next = i.value
+			}
+			return out == nil || out.(bool) == (held == i.old), next
 		case 'T':
 			return out.(bool) == (held != ""), held
 		default:
@@ -156,10 +173,11 @@ func (r *run) living() *node {
 	}
 }
 
+// killed reports whether n is out of use.
 func (n *node) killed() bool {
 	n.nmu.Lock()
 	defer n.nmu.Unlock()
-	return n.dead
+	return n.dead || n.closing
 }
 
 // gone reports why nothing goes between n and a store.
@@ -190,7 +208,7 @@ func (n *node) disturb(f *fault, side string, cut *time.Time) {
 		time.Sleep(n.upTo(2 * time.Millisecond))
 		_ = n.gone(cut)
 		n.trace("  %s %s.%s %s", n.g.opt.Gateway, side, call, key)
-		if !control[call] && n.chance(n.faults.refuse) {
+		if (!control[call] || n.faults.controls) && n.chance(n.faults.refuse) {
 			n.trace("  %s %s.%s %s REFUSED", n.g.opt.Gateway, side, call, key)
 			return fmt.Errorf("%w: refused", store.ErrUnavailable)
 		}
@@ -198,7 +216,7 @@ func (n *node) disturb(f *fault, side string, cut *time.Time) {
 	}, func(call, key string) error {
 		time.Sleep(n.upTo(2 * time.Millisecond))
 		err := n.gone(cut)
-		if err == nil && !control[call] && n.chance(n.faults.lose) {
+		if err == nil && (!control[call] || n.faults.controls) && n.chance(n.faults.lose) {
 			err = errors.New("answer lost")
 		}
 		if err != nil {
@@ -356,11 +374,16 @@ func (n *node) record(client int, key string, in input, patience time.Duration, 
 	switch outcome {
 	case store.OK, store.OutcomeAbsent:
 	case store.OutcomeConflict:
-		if in.kind != 'A' && in.kind != 'P' {
+		if in.kind != 'A' && in.kind != 'P' && in.kind != 'V' {
 			n.t.Errorf("-seed %d: %c was answered %v, and had no condition", n.seed, in.kind, err)
 		}
 	case store.OutcomeUnknown:
 		if in.kind == 'R' || in.kind == 'T' {
+			if in.kind == 'T' {
+				n.mu.Lock()
+				n.maybe[key] = append(n.maybe[key], call)
+				n.mu.Unlock()
+			}
 			return // changes nothing
 		}
 		ret, output = 1<<62, nil
@@ -373,9 +396,43 @@ func (n *node) record(client int, key string, in input, patience time.Duration, 
 }
 
 func (n *node) read(client int, key string, patience time.Duration) (err error) {
-	n.record(client, key, input{'R', ""}, patience, func(ctx context.Context, g *Engine) (any, error) {
+	var s string
+	return n.readInto(client, key, patience, &s)
+}
+
+// lock takes the application's lock for a while: nobody else may have it then.
+func (r *run) lock(id int, key string, n *node) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	defer cancel()
+	token := fmt.Sprint("t", id, time.Now().UnixNano())
+	if err := n.g.Lock(ctx, key, token, 60*time.Second); err != nil {
+		return
+	}
+	r.trace("client %d at %s: locked %s", id, n.g.opt.Gateway, key)
+	r.mu.Lock()
+	r.locked[key]++
+	bad := r.locked[key] > 1
+	r.mu.Unlock()
+	if bad {
+		r.t.Errorf("-seed %d: two have the lock of %s at %s", r.seed, key, time.Now().Format("04:05.000"))
+	}
+	time.Sleep(r.upTo(4 * time.Second))
+	r.mu.Lock()
+	r.locked[key]--
+	r.mu.Unlock()
+	r.trace("client %d at %s: unlocks %s", id, n.g.opt.Gateway, key)
+	for range 20 {
+		if _, err := n.g.Unlock(r.t.Context(), key, token); err == nil {
+			break
+		}
+	}
+}
+
+func (n *node) readInto(client int, key string, patience time.Duration, held *string) (err error) {
+	n.record(client, key, input{kind: 'R'}, patience, func(ctx context.Context, g *Engine) (any, error) {
 		var rec store.Record
 		rec, err = g.Load(ctx, key)
+		*held = string(rec.Data)
 		return string(rec.Data), err
 	})
 	return err
@@ -398,20 +455,34 @@ func (r *run) client(id int, keys, ops int) {
 				return err == nil, err
 			}
 		}
-		switch k := r.pick(12); {
+		if r.faults.locks && r.chance(0.2) {
+			r.lock(id, key, n)
+			continue
+		}
+		switch k := r.pick(14); {
+		case k >= 12:
+			var held string
+			if err := n.readInto(id, key, patience, &held); err != nil && !errors.Is(err, store.ErrAbsent) {
+				continue
+			}
+			v := store.Absent
+			if held != "" {
+				v = store.VersionOf([]byte(held), 0)
+			}
+			n.record(id, key, input{kind: 'V', value: value, old: held}, patience, save(store.IfVersion(v)))
 		case k < 2:
-			n.record(id, key, input{'W', value}, patience, save(store.Always))
+			n.record(id, key, input{kind: 'W', value: value}, patience, save(store.Always))
 		case k < 3:
-			n.record(id, key, input{'A', value}, patience, save(store.IfAbsent))
+			n.record(id, key, input{kind: 'A', value: value}, patience, save(store.IfAbsent))
 		case k < 4:
-			n.record(id, key, input{'P', value}, patience, save(store.IfPresent))
+			n.record(id, key, input{kind: 'P', value: value}, patience, save(store.IfPresent))
 		case k < 6:
-			n.record(id, key, input{'D', ""}, patience, func(ctx context.Context, g *Engine) (any, error) {
+			n.record(id, key, input{kind: 'D'}, patience, func(ctx context.Context, g *Engine) (any, error) {
 				_, err := g.Delete(ctx, key, store.Always)
 				return nil, err
 			})
 		case k < 8:
-			n.record(id, key, input{'T', ""}, patience, func(ctx context.Context, g *Engine) (any, error) {
+			n.record(id, key, input{kind: 'T'}, patience, func(ctx context.Context, g *Engine) (any, error) {
 				err := g.Touch(ctx, key, time.Now().Add(time.Hour))
 				return err == nil, err
 			})
@@ -447,6 +518,11 @@ func (r *run) command() {
 	switch {
 	case c == nil:
 		r.trace("CTL create: %v", g.Create(ctx, opt))
+	case r.faults.completes && c.Phase == RampDown && r.chance(0.5):
+		r.trace("CTL complete")
+		r.trace("CTL complete: %v", g.Complete(ctx, opt))
+	case c.Phase == Complete:
+		r.trace("CTL complete again: %v", g.Complete(ctx, opt))
 	case r.chance(0.7) && c.Phase < RampDown:
 		r.trace("CTL up from %s", c.Phase)
 		r.trace("CTL up from %s: %v", c.Phase, g.SwitchTraffic(ctx, c.Phase+1, opt))
@@ -507,12 +583,49 @@ func (r *run) kill() {
 	r.trace("%s stands still for ever, %s starts", n.g.opt.Gateway, r.start().g.opt.Gateway)
 }
 
+func (r *run) roll() {
+	time.Sleep(r.upTo(10 * time.Second))
+	n := r.living()
+	r.trace("%s stands still in good order, %s starts", n.g.opt.Gateway, r.start().g.opt.Gateway)
+	n.nmu.Lock()
+	n.closing = true
+	n.nmu.Unlock()
+	n.g.Close()
+	n.nmu.Lock()
+	n.dead = true
+	n.nmu.Unlock()
+}
+
+func (r *run) reconnect() {
+	time.Sleep(r.upTo(5 * time.Second))
+	n := r.living()
+	r.trace("%s connects anew", n.g.opt.Gateway)
+	n.target.again.Add(1)
+}
+
+func (r *run) forget() {
+	time.Sleep(r.upTo(8 * time.Second))
+	n, by := r.living(), r.living()
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	r.trace("CTL %s forgets %s: %v", by.g.opt.Gateway, n.g.opt.Gateway, by.g.ForgetGateway(ctx, n.g.opt.Gateway))
+}
+
 // restart lets the target come back, but not where only a person could say how to go on.
 func (r *run) restart() {
 	time.Sleep(5*time.Second + r.upTo(10*time.Second))
 	snap := r.n.Snapshot()
 	time.Sleep(r.upTo(8 * time.Second))
-	if m, _ := r.o.Mark(r.ctx()); m.Seal.Floor == store.FloorRampDown {
+	if r.chance(0.5) { // a replica that lags a little, or a disk
+		snap = r.n.Snapshot()
+		time.Sleep(r.upTo(300 * time.Millisecond))
+		if m, _ := r.o.Mark(r.ctx()); m.Seal.Floor != store.FloorRampDown || r.faults.failovers {
+			r.trace("CTL the target comes back a little older")
+			r.n.Restart(snap)
+		}
+		return
+	}
+	if m, _ := r.o.Mark(r.ctx()); m.Seal.Floor == store.FloorRampDown && !r.faults.failovers {
 		return
 	}
 	switch how := r.pick(4); how {
@@ -534,19 +647,27 @@ func (r *run) restart() {
 // simulation runs one seed and returns what was violated.
 func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 	simulate(t, func(w *world) {
-		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, faults: f}
+		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, maybe: map[string][]time.Time{}, locked: map[string]int{}, faults: f}
 		w.origin = &faulty{Origin: &lateOrigin{w.o, r}}
 		w.target = &faultyTarget{Target: &lateTarget{w.n, r}}
 		for range 3 {
 			r.start()
 		}
-		w.must(w.gws[0].Create(w.ctx(), StepOptions{}))
+		for i := 0; ; i++ {
+			err := w.gws[0].Create(w.ctx(), StepOptions{})
+			if err == nil {
+				break
+			}
+			if i > 50 {
+				t.Fatalf("-seed %d: create: %v", seed, err)
+			}
+		}
 		stop := make(chan struct{})
 		var background, clients sync.WaitGroup
 		for _, b := range []struct {
 			on bool
 			do func()
-		}{{true, r.command}, {f.outages, r.outage}, {f.freezes, r.freeze}, {f.cuts, r.cutOff}, {f.kills, r.kill}, {f.restarts, r.restart}} {
+		}{{true, r.command}, {f.outages, r.outage}, {f.freezes, r.freeze}, {f.cuts, r.cutOff}, {f.kills, r.kill}, {f.restarts, r.restart}, {f.rolls, r.roll}, {f.reconnects, r.reconnect}, {f.forgets, r.forget}} {
 			if b.on {
 				background.Go(func() { until(stop, b.do) })
 			}
@@ -589,6 +710,24 @@ func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 		flow := w.n.Workflow("default")
 		c, err := readControl(w.ctx(), flow)
 		w.must(err)
+		for _, n := range r.nodes {
+			if n.killed() || !serves || f.late > 0 {
+				continue
+			}
+			for k := range 2 {
+				key := fmt.Sprint("k", k)
+				ctx, cancel := context.WithTimeout(w.ctx(), 5*time.Second)
+				rec, err := n.g.Inspect(ctx, key)
+				cancel()
+				if err != nil {
+					continue
+				}
+				if low := r.earliest(key); rec.Expires.Before(low.Add(time.Hour - time.Second)) {
+					violation += fmt.Sprintf("session %s ends %v early at %s; ", key, low.Add(time.Hour).Sub(rec.Expires), n.g.opt.Gateway)
+					r.tell(key, r.history[key])
+				}
+			}
+		}
 		if serves && c != nil && c.Reconciled && c.Phase >= Sync && c.Phase <= RampDown {
 			for k := range 2 {
 				key := fmt.Sprint("k", k)
@@ -670,12 +809,22 @@ func TestSimulation(t *testing.T) {
 		"gateways are cut off":   {refuse: 0.01, lose: 0.02, cuts: true},
 		"gateways are killed":    {refuse: 0.01, lose: 0.02, kills: true},
 		"the target restarts":    {refuse: 0.01, lose: 0.02, restarts: true},
+		"renewals fail":          {refuse: 0.01, lose: 0.03, controls: true, restarts: true},
+		"gateways are replaced":  {refuse: 0.01, lose: 0.02, rolls: true, restarts: true, kills: true},
+		"gateways are forgotten": {refuse: 0.01, lose: 0.02, forgets: true, freezes: true, cuts: true, controls: true, cancels: true},
+		"the target fails over":  {refuse: 0.01, lose: 0.02, rolls: true, restarts: true, failovers: true, controls: true},
+		"connections break":      {refuse: 0.01, lose: 0.02, reconnects: true, restarts: true, failovers: true, controls: true, freezes: true},
+		"moves are completed":    {refuse: 0.01, lose: 0.02, completes: true, kills: true, freezes: true, cuts: true, controls: true, rolls: true},
+		"sessions are locked":    {refuse: 0.01, lose: 0.02, locks: true, controls: true, rolls: true},
 		"moves are cancelled":    {refuse: 0.01, lose: 0.01, cancels: true, kills: true, freezes: true},
-		"everything at one time": {refuse: 0.01, lose: 0.02, late: 0.02, outages: true, stops: true, freezes: true, cuts: true, kills: true, restarts: true, cancels: true},
-		"and slowly":             {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
+		"everything at one time": {refuse: 0.01, lose: 0.02, late: 0.02, controls: true, outages: true, stops: true, freezes: true, cuts: true, kills: true,
+			restarts: true, failovers: true, cancels: true, rolls: true, reconnects: true},
+		"all but restarts": {refuse: 0.01, lose: 0.02, controls: true, outages: true, stops: true, freezes: true, cuts: true, kills: true, cancels: true,
+			rolls: true, reconnects: true, completes: true, slow: true, forgets: true},
+		"and slowly": {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, seed := range seeds(10) {
+			for _, seed := range seeds(6) {
 				if v := simulation(t, seed, f); v != "" {
 					t.Fatalf("-seed %d: %s", seed, v)
 				}
@@ -709,4 +858,29 @@ func TestSimulationNoticesEveryMissingGuard(t *testing.T) {
 			t.Errorf("nobody noticed that the %s was missing", name)
 		})
 	}
+}
+
+// earliest is the earliest time at which the last one who set the deadline of a session may have begun to.
+func (r *run) earliest(key string) time.Time {
+	var last int64
+	sets := func(op porcupine.Operation) bool {
+		k := op.Input.(input).kind
+		b, ok := op.Output.(bool)
+		return (k == 'W' || k == 'A' || k == 'P' || k == 'V' || k == 'T') && (!ok || b)
+	}
+	for _, op := range r.history[key] {
+		if sets(op) && op.Return < 1<<61 && op.Call > last {
+			last = op.Call
+		}
+	}
+	low := last
+	for _, op := range r.history[key] {
+		if sets(op) && op.Return >= last && op.Call < low {
+			low = op.Call
+		}
+	}
+	for _, t := range r.maybe[key] {
+		low = min(low, t.UnixNano())
+	}
+	return time.Unix(0, low)
 }
