@@ -15,13 +15,14 @@ type copyQueue struct {
 	limit int
 	ready chan struct{} // has room for one: something is queued
 
-	mu     sync.Mutex // guards what follows
-	keys   []string
-	queued map[string]bool
+	mu      sync.Mutex // guards what follows
+	keys    []string
+	queued  map[string]bool
+	working map[string]int // how many workers copy it now
 }
 
 func newCopyQueue(limit int) *copyQueue {
-	return &copyQueue{limit: limit, ready: make(chan struct{}, 1), queued: map[string]bool{}}
+	return &copyQueue{limit: limit, ready: make(chan struct{}, 1), queued: map[string]bool{}, working: map[string]int{}}
 }
 
 // push queues key. It never waits; it reports false where the queue is full.
@@ -52,8 +53,25 @@ func (q *copyQueue) pop(n int) []string {
 	}
 	for _, key := range keys {
 		delete(q.queued, key)
+		q.working[key]++
 	}
 	return keys
+}
+
+// done ends what pop began.
+func (q *copyQueue) done(key string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.working[key]--; q.working[key] == 0 {
+		delete(q.working, key)
+	}
+}
+
+// owes reports whether a copy of key is still to come.
+func (q *copyQueue) owes(key string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.queued[key] || q.working[key] > 0
 }
 
 func (q *copyQueue) drop() {
@@ -95,6 +113,7 @@ func (e *Engine) copyLoop() {
 				wg.Go(func() {
 					for key := range each {
 						e.copy(key)
+						e.copies.done(key)
 					}
 				})
 			}
@@ -107,8 +126,8 @@ func (e *Engine) copyLoop() {
 	}
 }
 
-// copy makes one copy, if the phase is still dual-write. It fails silently: nobody trusts the target yet, and what is
-// missing or wrong there the diff finds.
+// copy makes one copy, if the phase is still dual-write. One that fails is made later: what stays different the gate into
+// sync takes for a foreign write.
 func (e *Engine) copy(key string) {
 	ctx, cancel := context.WithTimeout(e.life, time.Second)
 	defer cancel()
@@ -127,6 +146,9 @@ func (e *Engine) copy(key string) {
 	}
 	if err := e.copyNow(ctx, a, key); err != nil {
 		e.stats.copiesFailed.Add(1)
+		if !errors.Is(err, store.ErrInvalid) && sleep(e.life, 20*time.Millisecond) {
+			e.copySoon(key)
+		}
 		return
 	}
 	e.stats.copies.Add(1)

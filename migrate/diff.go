@@ -330,11 +330,15 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 			return f, err
 		}
 	}
-	for round := 0; round < 5 && len(suspects) > 0; round++ { // a copy may be under way
+	for round := 0; round < 10 && len(suspects) > 0; round++ { // another gateway's copy may be under way
 		if round > 0 && !sleep(ctx, 100*time.Millisecond) {
 			return f, ctx.Err()
 		}
 		for key := range suspects {
+			if e.copies.owes(key) {
+				delete(suspects, key) // this gateway's own
+				continue
+			}
 			kind, _, err := e.compare(ctx, a, key, time.Second)
 			if err != nil {
 				return f, err

@@ -64,6 +64,9 @@ func (e *Engine) openGates(ctx context.Context, c *Control, to Phase, opt StepOp
 			return gates, nil
 		}
 		if closed > 0 {
+			if now, err := readControl(ctx, e.flow); err == nil && (now == nil || now.Epoch != c.Epoch) {
+				return gates, errOvertaken // what was looked at was another phase
+			}
 			return gates, &GateError{to, gates}
 		}
 		if waiting == 0 {

@@ -439,6 +439,11 @@ func (e *Engine) settledControl(ctx context.Context, opt StepOptions) (*Control,
 func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions) (*Control, error) {
 	from := c.Phase
 	opt.say("%s -> %s", from, to)
+	if !opt.DryRun {
+		if err := e.awaitLease(ctx, c); err != nil { // it looks at the phase that it serves by
+			return c, err
+		}
+	}
 	gates, err := e.openGates(ctx, c, to, opt)
 	if err != nil || opt.DryRun {
 		return c, err
@@ -463,7 +468,7 @@ func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions
 	}
 
 	// 1. Up into sync or ramp-down: the seal first, with an epoch above C's and its own.
-	if err := e.awaitLease(ctx, c); err != nil {
+	if err := e.awaitLease(ctx, c); err != nil { // gates may have been waited for
 		return c, err
 	}
 	var seal uint64
