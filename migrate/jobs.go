@@ -175,37 +175,45 @@ func (e *Engine) checkpoint(name string, c *Control, w *walk) *checkpoint {
 	return &checkpoint{e: e, name: name, c: c, w: w, last: time.Now(), rate: c.job(name).Rate, from: time.Now(), base: w.seen.Load()}
 }
 
-// at is called after every page: side and cursor say where to go on.
+// at is called after every page: side and cursor say where to go on. It holds the worker back where a rate is set, and
+// looks all the while whether that, or the job, has changed.
 func (p *checkpoint) at(ctx context.Context, side, cursor string, total int64) error {
-	if p.rate > 0 {
+	for {
+		p.e.mu.Lock()
+		now := p.e.auth.control
+		p.e.mu.Unlock()
+		if now == nil || now.Epoch != p.c.Epoch || now.job(p.name).State != jobRunning {
+			return errStopped
+		}
+		if rate := now.job(p.name).Rate; rate != p.rate {
+			p.rate, p.from, p.base = rate, time.Now(), p.w.seen.Load()
+		}
+		if time.Since(p.last) >= 500*time.Millisecond {
+			p.last = time.Now()
+			if _, err := updateControl(ctx, p.e.flow, func(now *Control) error {
+				j := now.job(p.name)
+				if now.Epoch != p.c.Epoch || j.State != jobRunning || j.Gateway != p.e.opt.Gateway {
+					return errStopped
+				}
+				p.w.into(j)
+				j.Side, j.Cursor, j.Total = side, cursor, max(total, j.Total)
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		if p.rate <= 0 {
+			return nil
+		}
 		done := p.w.seen.Load() - p.base
-		if ahead := time.Duration(float64(done)/float64(p.rate)*float64(time.Second)) - time.Since(p.from); ahead > 0 && !sleep(ctx, ahead) {
+		ahead := time.Duration(float64(done)/float64(p.rate)*float64(time.Second)) - time.Since(p.from)
+		if ahead <= 0 {
+			return nil
+		}
+		if !sleep(ctx, min(ahead, 100*time.Millisecond)) {
 			return ctx.Err()
 		}
 	}
-	p.e.mu.Lock()
-	now := p.e.auth.control
-	p.e.mu.Unlock()
-	if now == nil || now.Epoch != p.c.Epoch || now.job(p.name).State != jobRunning {
-		return errStopped
-	}
-	if rate := now.job(p.name).Rate; rate != p.rate {
-		p.rate, p.from, p.base = rate, time.Now(), p.w.seen.Load()
-	}
-	if time.Since(p.last) < 500*time.Millisecond {
-		return nil
-	}
-	p.last = time.Now()
-	_, err := updateControl(ctx, p.e.flow, func(now *Control) error {
-		j := now.job(p.name)
-		if now.Epoch != p.c.Epoch || j.State != jobRunning || j.Gateway != p.e.opt.Gateway {
-			return errStopped
-		}
-		p.w.into(j)
-		j.Side, j.Cursor, j.Total = side, cursor, max(total, j.Total)
-		return nil
-	})
-	return err
 }
 
 // pageSize is how many sessions a worker takes at a time: large enough that the target is asked in batches, small

@@ -58,3 +58,31 @@ func TestASessionThatCannotBeReadHoldsUpNobodyElse(t *testing.T) {
 		w.reads(g, "s7", "x")
 	})
 }
+
+func TestAWorkerThatIsHeldBackIsPausedAtOnce(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		for i := range 3 * pageSize {
+			w.must(w.o.Save(w.ctx(), fmt.Sprint("s", i), hour("v"), store.Always))
+		}
+		w.target.set(func(call, _ string) error {
+			if call == "add" {
+				time.Sleep(300 * time.Millisecond)
+			}
+			return nil
+		}, nil)
+		w.at(DualWrite)
+		_, err := g.Start(w.ctx(), 1) // a page takes half an hour
+		w.must(err)
+		seen := func() int64 {
+			time.Sleep(5 * time.Second)
+			return g.Status(w.ctx()).Backfill.Seen
+		}
+		held := seen()
+		_, err = g.Start(w.ctx(), -1)
+		w.must(err)
+		if lifted := seen(); held == 3*pageSize || lifted != 3*pageSize {
+			t.Errorf("%d were seen, then %d", held, lifted)
+		}
+	})
+}

@@ -500,10 +500,16 @@ func TestOnATerminal(t *testing.T) {
 		return cmd.ProcessState.ExitCode(), b.String()
 	}
 	d.migrate("start", "--rate", "1").want(t, 0, "", "") // slow enough to be seen
-	time.AfterFunc(3*time.Second, func() { d.migrate("start", "--rate", "0") })
+	lifted := make(chan struct{})
+	go func() {
+		defer close(lifted)
+		time.Sleep(3 * time.Second)
+		d.migrate("start", "--rate", "0")
+	}()
 	if code, screen := on("", "switchtraffic", "--to", "ramp-down", "--window", "10ms"); code != 0 || !strings.Contains(screen, "in phase ramp-down") {
 		t.Errorf("got exit code %d, %q", code, screen)
 	}
+	<-lifted
 	if code, screen := on("no\n", "complete"); code != 2 || !strings.Contains(screen, "Type the workflow's name (default)") {
 		t.Errorf("another name: got exit code %d, %q", code, screen)
 	}
