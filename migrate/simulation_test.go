@@ -843,7 +843,7 @@ func TestSimulationNoticesEveryMissingGuard(t *testing.T) {
 		"commit check": {guard.Commit, faults{late: 0.1}},
 		"fence":        {guard.Fence, faults{late: 0.1}},
 		"drain":        {guard.Drain, faults{unsealed: true, slow: true}},
-		"reconcile":    {guard.Reconcile, faults{refuse: 0.02, lose: 0.02}},
+		"reconcile":    {guard.Reconcile, faults{late: 0.1}},
 		"seal":         {guard.Seal, faults{refuse: 0.02, lose: 0.02, outages: true}},
 		"memory":       {guard.Memory, faults{restarts: true}},
 	} {
