@@ -1109,6 +1109,59 @@ func TestLocksByTheLoop(t *testing.T) {
 	}
 }
 
+// Clients that count up under a lock, over a store whose connections end at any byte: no number is written twice.
+func TestLocksExclude(t *testing.T) {
+	const clients, counts = 8, 40
+	some := func() int { return rand.IntN(1 << rand.IntN(16)) }
+	gw, w := startLoop(t, Site{LockWait: 5 * time.Second})
+	sha := gw.scripts.add(nil, false)
+	w.mu.Lock()
+	w.cut = func() (in, out int) { return some(), some() }
+	w.mu.Unlock()
+	w.kill()
+	gw.dial().want("+OK\r\n", "SETEX", "n", "100", "0")
+	var mu sync.Mutex // guards written
+	written := map[string]bool{}
+	var wg sync.WaitGroup
+	for i := range clients {
+		wg.Go(func() {
+			c := gw.dial()
+			for k := range counts {
+				token := fmt.Sprint(i, "-", k)
+				for got := ""; got != "+OK\r\n"; {
+					if got = c.do("SET", "n_LOCK", token, "NX", "PX", "60000"); got != "+OK\r\n" && got != textUnknown && got != null {
+						t.Errorf("lock: %q", got)
+						return
+					}
+				}
+				_, old, _ := strings.Cut(c.do("GET", "n"), "\r\n")
+				n, err := strconv.Atoi(strings.TrimSpace(old))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				next := fmt.Sprint(n + 1)
+				if got := c.do("SETEX", "n", "100", next); got == "+OK\r\n" {
+					mu.Lock()
+					if written[next] {
+						t.Errorf("%s was written twice", next)
+					}
+					written[next] = true
+					mu.Unlock()
+				}
+				for got := textUnknown; got == textUnknown; {
+					got = c.do("EVALSHA", sha, "1", "n_LOCK", token)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if _, dialed := w.counts(); dialed < 5 || len(written) < clients*counts/4 {
+		t.Errorf("%d connections to the store, %d numbers: nothing was tried", dialed, len(written))
+	}
+	t.Logf("%d numbers of %d", len(written), clients*counts)
+}
+
 // A client that goes away while it is given a lock does not keep it.
 func TestLockOfAClientThatIsGone(t *testing.T) {
 	st := memory.New(memory.Options{})
@@ -1531,6 +1584,8 @@ func FuzzLoop(f *testing.F) {
 		command_("GET", "k") + command_("GET", "k") + "*1\r\n$-1\r\n", command_("EXISTS", "k") + command_("HELLO", "3") + command_("GET", "k"),
 		command_("SETEX", "k", "100", "v") + command_("EXPIRE", "k", "0") + command_("EXISTS", "k"), "\r\n\r\n" + command_("PING"),
 		"POST / HTTP/1.1\r\n",
+		command_("SET", "k_LOCK", "t", "NX") + command_("SET", "k_LOCK", "t", "NX", "PX", "50") + command_("EVAL",
+			"if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end", "1", "k_LOCK", "t"),
 	} {
 		f.Add([]byte(seed), uint8(3))
 	}
@@ -1568,7 +1623,8 @@ var unsteady = regexp.MustCompile(`(?s)(:\d{4,5}\r\n|[0-9a-f]{40}|127\.0\.0\.1:\
 
 // Any bytes from the store: no panic, and every client gets some answer.
 func FuzzStoreAnswers(f *testing.F) {
-	for _, seed := range []string{bulk("v") + "+OK\r\n:1\r\n", "$-1\r\n-ERR x\r\n", "$2000000\r\nabc", "*2\r\n+a\r\n+b\r\n", ":1\r\n", "$5\r\nab"} {
+	for _, seed := range []string{bulk("v") + "+OK\r\n:1\r\n", "$-1\r\n-ERR x\r\n", "$2000000\r\nabc", "*2\r\n+a\r\n+b\r\n", ":1\r\n", "$5\r\nab",
+		bulk("v") + "+OK\r\n$-1\r\n", "*2\r\n:0\r\n:1\r\n"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, answer []byte) {
@@ -1580,12 +1636,13 @@ func FuzzStoreAnswers(f *testing.F) {
 			if n++; n == 1 {
 				return string(answer), true
 			}
-			return "", n == 2
+			return "", n <= 3
 		})
-		a, b := gw.dial(), gw.dial()
+		a, b, c := gw.dial(), gw.dial(), gw.dial()
 		a.send(command_("GET", "k"))
 		b.send(command_("SETEX", "k", "100", "v"))
-		for _, c := range []*client{a, b} {
+		c.send(command_("SET", "k_LOCK", "t", "NX"))
+		for _, c := range []*client{a, b, c} {
 			c.reply()
 			c.want("+PONG\r\n", "PING")
 		}
