@@ -1388,6 +1388,21 @@ func TestAcceptedByTheLoop(t *testing.T) {
 	}
 }
 
+// Whoever comes with many others is let in too.
+func TestManyAtOnce(t *testing.T) {
+	gw, _ := startLoop(t, Site{})
+	stop := make(chan bool)
+	gw.loop.post(func() { <-stop })
+	var all []*client
+	for range 3*burst + 1 {
+		all = append(all, gw.dial())
+	}
+	close(stop)
+	for _, c := range all {
+		c.want("+PONG\r\n", "PING")
+	}
+}
+
 // Where there are no descriptors any more, those who wait are let in when there are some again.
 func TestOutOfDescriptors(t *testing.T) {
 	var log syncBuilder
