@@ -364,9 +364,14 @@ func TestLockAcrossGateways(t *testing.T) {
 		a.send(command_(acquire(token)...))
 		b.send(command_(acquire(token)...))
 		first, second := a, b
-		if _, err := a.tryReply(10 * time.Millisecond); err != nil {
-			first, second = b, a
-			b.reply()
+		for end := time.Now().Add(5 * time.Second); ; first, second = second, first { // whoever is answered
+			got, err := first.tryReply(2 * time.Millisecond)
+			if got == "+OK\r\n" {
+				break
+			}
+			if err == nil || time.Now().After(end) {
+				t.Fatalf("nobody has the lock: %q, %v", got, err)
+			}
 		}
 		if got, err := second.tryReply(time.Millisecond); err == nil {
 			t.Fatalf("while one had the lock the other got %q", got)
