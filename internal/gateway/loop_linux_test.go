@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -1299,6 +1300,21 @@ func TestFairness(t *testing.T) {
 	wg.Wait()
 	if worst > 500*time.Millisecond {
 		t.Errorf("somebody waited for %v", worst)
+	}
+}
+
+// A loop leaves the goroutines as many processors as they had without it, see addProcessor.
+func TestProcessors(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	a, _ := startLoop(t, Site{})
+	b, _ := startLoop(t, Site{})
+	if n := runtime.GOMAXPROCS(0); n != before+2 {
+		t.Errorf("%d processors beside two loops, %d without", n, before)
+	}
+	a.Close()
+	b.Close()
+	if n := runtime.GOMAXPROCS(0); n != before {
+		t.Errorf("%d processors in the end, %d before", n, before)
 	}
 }
 
