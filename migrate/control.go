@@ -95,6 +95,7 @@ type DiffEnd struct {
 	Missing    int64     `json:"missing"`  // in the origin, not in the target
 	Extra      int64     `json:"extra"`    // in the target, not in the origin: a logout that would be undone
 	Mismatch   int64     `json:"mismatch"` // different data
+	Unfit      int64     `json:"unfit"`    // in the origin, and cannot be moved: too large, not to be read
 	Deadline   int64     `json:"deadline"` // the same data, deadlines further apart than the tolerance
 	Overdue    int64     `json:"overdue"`  // in the origin past their deadline: absent in the target, and no mismatch
 	Rounds     int       `json:"rounds"`
@@ -104,7 +105,7 @@ type DiffEnd struct {
 }
 
 // Differences is the number of sessions that are not the same in both stores.
-func (d DiffEnd) Differences() int64 { return d.Missing + d.Extra + d.Mismatch }
+func (d DiffEnd) Differences() int64 { return d.Missing + d.Extra + d.Mismatch + d.Unfit }
 
 // LogEntry is one line of the workflow's history.
 type LogEntry struct {

@@ -29,9 +29,10 @@ type DiffReport struct {
 // Difference is one session that is not the same in both stores. It never shows id or payload.
 type Difference struct {
 	Session string `json:"session"` // a keyed hash
-	Kind    string `json:"kind"`    // missing, extra, mismatch, deadline, unreadable
+	Kind    string `json:"kind"`    // missing, extra, mismatch, unfit, deadline
 	OriginN int    `json:"origin_bytes"`
 	TargetN int    `json:"target_bytes"`
+	Why     string `json:"why,omitempty"` // unfit: what the origin says
 }
 
 type diffKind uint8
@@ -42,11 +43,11 @@ const (
 	diffMissing
 	diffExtra
 	diffMismatch
+	diffUnfit
 	diffDeadline
-	diffUnreadable // counts as a mismatch
 )
 
-var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "deadline", "unreadable"}
+var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "unfit", "deadline"}
 
 // compare compares one session. The deadline is that of the store that answers; in the other it may be later by the
 // rounding up, or, since touches are copied without waiting, a little earlier.
@@ -59,8 +60,9 @@ func (e *Engine) compare(ctx context.Context, a authority, key string, tolerance
 	switch {
 	case nerr != nil && store.Failed(nerr):
 		return 0, d, nerr
-	case oerr != nil && store.Failed(oerr) && ctx.Err() == nil:
-		return diffUnreadable, d, nil // somebody outside holds its lock, perhaps: the next round looks again
+	case oerr != nil && !errors.Is(oerr, store.ErrAbsent) && ctx.Err() == nil:
+		d.Why = oerr.Error()
+		return diffUnfit, d, nil // or somebody outside holds its lock: the next round looks again
 	case oerr != nil && store.Failed(oerr):
 		return 0, d, oerr
 	}
@@ -177,14 +179,17 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	if err := rounds(opt.Rounds - 1); err != nil {
 		return report, err
 	}
-	if opt.Repair {
-		var again []string
+	// differing are the sessions that a copy may mend.
+	differing := func() (keys []string) {
 		for key, kind := range differ {
-			if kind != diffOverdue {
-				again = append(again, key)
+			if kind != diffOverdue && kind != diffUnfit {
+				keys = append(keys, key)
 			}
 		}
-		before := len(again)
+		return keys
+	}
+	if opt.Repair {
+		again := differing()
 		if err := e.deal(ctx, again, func(ctx context.Context, keys []string) error {
 			return e.under(ctx, func(p Phase) bool { return p == DualWrite || p.strict() }, func(ctx context.Context, a authority) error {
 				for _, key := range keys {
@@ -209,13 +214,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 		if err := rounds(opt.Rounds - 1); err != nil {
 			return report, err
 		}
-		left := 0
-		for _, kind := range differ {
-			if kind != diffOverdue {
-				left++
-			}
-		}
-		report.Repaired = int64(before - left)
+		report.Repaired = int64(len(again) - len(differing()))
 	}
 	report.Compared = seen
 	for key, kind := range differ {
@@ -227,8 +226,10 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 			report.Missing++
 		case diffExtra:
 			report.Extra++
-		case diffMismatch, diffUnreadable:
+		case diffMismatch:
 			report.Mismatch++
+		case diffUnfit:
+			report.Unfit++
 		case diffDeadline:
 			report.Deadline++
 		}
@@ -350,7 +351,7 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	}
 	for _, kind := range suspects {
 		switch kind {
-		case diffUnreadable:
+		case diffUnfit:
 			f.Unknown++
 		case diffExtra:
 			f.Vanished++

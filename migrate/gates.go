@@ -231,10 +231,8 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 	j := c.Backfill
 	done := j.State == jobDone
 	add(Gate{Name: "backfill", Open: done, Waiting: !done && j.State != jobPaused,
-		Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied", orNone(j.State), j.Seen, j.Total, j.Copied),
+		Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied, %d that cannot be moved", orNone(j.State), j.Seen, j.Total, j.Copied, j.Failed),
 		Remedy: "`sessile migrate start`"})
-	add(Gate{Name: "unfit", Open: j.Failed == 0, Value: fmt.Sprintf("%d sessions of the origin that cannot be moved", j.Failed),
-		Remedy: "see the log for what they are (too large, not readable)"})
 	if !gather || !done {
 		return
 	}
@@ -250,14 +248,14 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 	opt.say("watching the origin for foreign writers (%v), comparing both stores", window)
 	f, err := e.foreignWriters(ctx, max(window, opt.Soak))
 	add(Gate{Name: "foreign writers", Open: err == nil && f.Changed+f.Unknown+f.Vanished == 0,
-		Value: evidence(err, fmt.Sprintf("%d sessions watched for %v: %d written, %d removed by somebody else, %d locked all the time",
+		Value: evidence(err, fmt.Sprintf("%d sessions watched for %v: %d written, %d removed by somebody else, %d locked or not readable all the time",
 			f.Watched, f.Window, f.Changed, f.Vanished, f.Unknown)),
 		Remedy: "point every application server at the gateway, then lock the origin against the rest (docs/php.md, \"lock-out\")"})
 	d, err := e.Diff(ctx, DiffOptions{Repair: true})
 	add(Gate{Name: "diff", Open: err == nil && d.Differences() == 0,
-		Value: evidence(err, fmt.Sprintf("%d compared: %d missing, %d extra, %d mismatched, %d overdue, %d copied again",
-			d.Compared, d.Missing, d.Extra, d.Mismatch, d.Overdue, d.Repaired)),
-		Remedy: "`sessile migrate diff` shows them; does somebody else write to one of the stores?"})
+		Value: evidence(err, fmt.Sprintf("%d compared: %d missing, %d extra, %d mismatched, %d that cannot be moved, %d overdue, %d copied again",
+			d.Compared, d.Missing, d.Extra, d.Mismatch, d.Unfit, d.Overdue, d.Repaired)),
+		Remedy: "`sessile migrate diff` shows them and says why; does somebody else write to one of the stores?"})
 }
 
 // canary proves the way back before the target answers reads: a session that is written through the engine lies in the

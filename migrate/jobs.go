@@ -295,7 +295,7 @@ func (e *Engine) under(ctx context.Context, phases func(Phase) bool, f func(ctx 
 	}
 }
 
-// inspect reads keys in the origin. What is overdue there, or cannot be a session, is nil: absent in the target.
+// inspect reads keys in the origin. What is overdue there, or cannot be moved, is nil: absent in the target.
 //
 // A few that cannot be read are left out if spare says so: somebody outside may hold a session's lock for a whole slow
 // page. Many are an origin that is away.
@@ -319,12 +319,22 @@ func (e *Engine) inspect(ctx context.Context, bound time.Duration, keys []string
 		case errors.Is(err, store.ErrAbsent):
 			entries = append(entries, store.Entry{Key: key})
 		case errors.Is(err, store.ErrInvalid):
-			w.failed.Add(1) // a session that the target cannot hold is a session that would be lost: the gates count it
+			e.cannotMove(w, key, err)
+			entries = append(entries, store.Entry{Key: key})
 		default:
 			return nil, err
 		}
 	}
 	return entries, nil
+}
+
+// cannotMove counts a session that is none to us. The gates ask the diff, which sees it as it is by then; the log says
+// what a pass found, of very many not each.
+func (e *Engine) cannotMove(w *walk, key string, why error) {
+	w.failed.Add(1)
+	if e.stats.unfit.Add(1) <= 1000 {
+		e.log.Warn("a session of the origin cannot be moved", "session", e.hash(key), "error", why)
+	}
 }
 
 // backfill is the warm-up of dual-write: every session of the origin is added to the target if it is absent there. Its
@@ -421,10 +431,14 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 					tally.same.Add(1)
 					continue
 				}
-				if err := e.reconcileKey(ctx, a, entry.Key); err != nil {
+				switch err := e.reconcileKey(ctx, a, entry.Key); {
+				case err == nil:
+					tally.copied.Add(1)
+				case errors.Is(err, store.ErrInvalid): // its intent stays: readers ask the origin, as before the move
+					e.cannotMove(tally, entry.Key, err)
+				default:
 					return err
 				}
-				tally.copied.Add(1)
 			}
 			tally.seen.Store(int64(len(keys)))
 			w.add(tally)

@@ -3,6 +3,7 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,6 +57,72 @@ func TestASessionThatCannotBeReadHoldsUpNobodyElse(t *testing.T) {
 		w.origin.up()
 		w.at(Live)
 		w.reads(g, "s7", "x")
+	})
+}
+
+// A session that the origin refuses to show, too large, keeps the gate into sync shut for as long as it is like that, and
+// the step that is forced moves the others.
+func TestASessionThatCannotBeMoved(t *testing.T) {
+	refused := func(call, key string) error {
+		if key == "s7" && (call == "inspect" || call == "load") {
+			return &store.RefusedError{Reason: "too large"}
+		}
+		return nil
+	}
+	start := func(w *world) *Engine {
+		g := w.gateway()
+		for i := range 1000 {
+			w.must(w.o.Save(w.ctx(), fmt.Sprint("s", i), hour("x"), store.Always))
+		}
+		w.origin.set(refused, nil)
+		w.at(DualWrite)
+		time.Sleep(5 * time.Second)
+		if j := g.Status(w.ctx()).Backfill; j.State != jobDone || j.Copied != 999 || j.Failed != 1 {
+			t.Errorf("backfill %+v", j)
+		}
+		d, err := g.Diff(w.ctx(), DiffOptions{Repair: true})
+		if w.must(err); d.Unfit != 1 || d.Differences() != 1 || len(d.Sample) != 1 || !strings.Contains(d.Sample[0].Why, "too large") {
+			t.Errorf("diff %+v", d)
+		}
+		var closed *GateError
+		if err := g.SwitchTraffic(w.ctx(), Sync, w.opt()); !errors.As(err, &closed) || !strings.Contains(err.Error(), "1 that cannot be moved") {
+			t.Errorf("SwitchTraffic: got %v, want a closed gate", err)
+		}
+		return g
+	}
+	t.Run("mended", func(t *testing.T) {
+		simulate(t, func(w *world) {
+			g := start(w)
+			w.origin.up() // no second backfill is needed
+			w.at(Live)
+			w.reads(g, "s7", "x")
+		})
+	})
+	t.Run("forced", func(t *testing.T) {
+		simulate(t, func(w *world) {
+			g := start(w)
+			w.must(g.SwitchTraffic(w.ctx(), RampDown, StepOptions{Force: true, Reason: "nobody needs it"}))
+			w.reads(g, "s7", "-")
+			w.reads(g, "s8", "x")
+		})
+	})
+	// It was copied when it could be, and then somebody wrote more into it: what the target holds is nobody's session.
+	t.Run("an older copy", func(t *testing.T) {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.must(w.o.Save(w.ctx(), "s7", hour("x"), store.Always))
+			w.at(DualWrite)
+			time.Sleep(5 * time.Second)
+			w.holds(w.n, "s7", "x")
+			w.must(w.o.Save(w.ctx(), "s7", hour("x, and more"), store.Always))
+			w.origin.set(refused, nil)
+			w.must(g.SwitchTraffic(w.ctx(), Live, StepOptions{Force: true, Reason: "nobody needs it"}))
+			if r, err := g.Load(w.within(5*time.Second), "s7"); err == nil || errors.Is(err, store.ErrAbsent) {
+				t.Errorf("Load: %q, %v", r.Data, err)
+			}
+			w.origin.up()
+			w.reads(g, "s7", "x, and more")
+		})
 	})
 }
 

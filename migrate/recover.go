@@ -459,7 +459,9 @@ func (e *Engine) maintain(ctx context.Context) error {
 			if done, err := e.finishStep(ctx, c); err != nil || !done {
 				return err
 			}
-			c.Done = true
+			next := *c // others read the one that was adopted
+			next.Done = true
+			c = &next
 		} else {
 			return nil
 		}

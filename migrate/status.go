@@ -159,7 +159,12 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 				if errors.Is(err, store.ErrAbsent) {
 					continue
 				}
-				if err != nil {
+				var refused *store.RefusedError
+				switch {
+				case errors.As(err, &refused):
+					p.Skipped[refused.Reason]++
+					continue
+				case err != nil:
 					p.Skipped["not readable"]++
 					continue
 				}

@@ -41,6 +41,15 @@ var (
 	ErrInvalid = errors.New("not a valid session key or record")
 )
 
+// RefusedError says that what a store has under a session's key is not served as one, and why: it is too large, or not
+// what the application itself would read. It matches ErrInvalid.
+type RefusedError struct {
+	Reason string // one of few, to count by
+}
+
+func (e *RefusedError) Error() string { return "refused: " + e.Reason + ": " + ErrInvalid.Error() }
+func (e *RefusedError) Unwrap() error { return ErrInvalid }
+
 // An Outcome is what an operation came to. The set is exhaustive.
 type Outcome uint8
 

@@ -226,7 +226,7 @@ func addSettings(cmd *cobra.Command, want func(config.Setting) bool) settingFlag
 		}
 		f := &settingFlag{Setting: s}
 		all[s.Name] = f
-		about := s.Help + " (" + s.Takes
+		about := strings.ReplaceAll(s.Help, "`", "") + " (" + s.Takes // pflag would take what is quoted for the value's name
 		if s.List {
 			about += "; may be repeated"
 		}

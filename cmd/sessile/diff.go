@@ -16,7 +16,7 @@ func (m *moving) diff() *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&req.Repair, "repair", false, "copy again what differs")
 	f.IntVar(&req.Rounds, "rounds", 3, "a difference counts when it is there in every round")
-	f.StringVar(&req.Tolerance, "tolerance", "", "deadlines this `far` apart are the same (default 5s)")
+	f.StringVar(&req.Tolerance, "tolerance", "", "deadlines up to this `time` apart are the same (default 5s)")
 	m.leaf(cmd, func(ctx context.Context, _ []string) error {
 		if req.Rounds < 1 || req.Rounds > 100 {
 			return usage("--rounds takes 1 to 100")
@@ -30,9 +30,13 @@ func (m *moving) diff() *cobra.Command {
 }
 
 func (m *moving) printDiff(d *migrate.DiffReport) {
-	fmt.Fprintf(m.out, "%d compared in phase %s: %d missing, %d extra, %d mismatched; %d with other deadlines, %d overdue, %d copied again\n",
-		d.Compared, d.Phase, d.Missing, d.Extra, d.Mismatch, d.Deadline, d.Overdue, d.Repaired)
+	fmt.Fprintf(m.out, "%d compared in phase %s: %d missing, %d extra, %d mismatched, %d that cannot be moved; %d with other deadlines, %d overdue, %d copied again\n",
+		d.Compared, d.Phase, d.Missing, d.Extra, d.Mismatch, d.Unfit, d.Deadline, d.Overdue, d.Repaired)
 	for _, s := range d.Sample {
+		if s.Why != "" {
+			fmt.Fprintf(m.out, "  session %s  %-9s %s\n", s.Session, s.Kind, s.Why)
+			continue
+		}
 		fmt.Fprintf(m.out, "  session %s  %-9s %d bytes in the origin, %d in the target\n", s.Session, s.Kind, s.OriginN, s.TargetN)
 	}
 }

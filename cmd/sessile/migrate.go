@@ -164,8 +164,8 @@ func stepFlags(cmd *cobra.Command, req *admin.Request) *cobra.Command {
 	f.BoolVar(&req.DryRun, "dry-run", false, "say what would be done, and change nothing")
 	f.BoolVar(&req.Force, "force", false, "open gates that are closed, but never those of the protocol itself; needs --reason")
 	f.StringVar(&req.Reason, "reason", "", "`why` --force is right; it is recorded")
-	f.StringVar(&req.Soak, "soak", "", "how `long` a phase that looks good is watched before it is left (default: not at all)")
-	f.StringVar(&req.Window, "window", "", "how `long` the origin is watched for foreign writers (default 3s)")
+	f.StringVar(&req.Soak, "soak", "", "how long (`time`) a phase that looks good is watched before it is left (default: not at all)")
+	f.StringVar(&req.Window, "window", "", "how long (`time`) the origin is watched for foreign writers (default 3s)")
 	return timeoutFlag(cmd, req)
 }
 

@@ -104,11 +104,11 @@ func writeStatus(w io.Writer, st migrate.Status) {
 		migrate.Job
 	}{{"backfill", st.Backfill}, {"reconcile", st.Reconcile}} {
 		if j.State != "" {
-			line(j.name, "%s: %d of about %d seen, %d copied, %d the same, %d overdue, %d failed", j.State, j.Seen, j.Total, j.Copied, j.Same, j.Overdue, j.Failed)
+			line(j.name, "%s: %d of about %d seen, %d copied, %d the same, %d overdue, %d that cannot be moved", j.State, j.Seen, j.Total, j.Copied, j.Same, j.Overdue, j.Failed)
 		}
 	}
 	if d := st.Diff; d != nil {
-		line("diff", "%d compared at %s: %d missing, %d extra, %d mismatched", d.Compared, d.At.Format(time.RFC3339), d.Missing, d.Extra, d.Mismatch)
+		line("diff", "%d compared at %s: %d missing, %d extra, %d mismatched, %d that cannot be moved", d.Compared, d.At.Format(time.RFC3339), d.Missing, d.Extra, d.Mismatch, d.Unfit)
 	}
 	line("debt", "%d intents, %d ahead, the oldest dead for %v", st.Debt.Intents, st.Debt.Aheads, time.Duration(st.Debt.OldestMS)*time.Millisecond)
 	writeGates(w, st.Gates)

@@ -196,9 +196,9 @@ func (s *Store) openFile(key string, how int) (*file, error) {
 	case unix.ENOENT:
 		return nil, s.gone()
 	case unix.ELOOP:
-		return nil, &RefusedError{reasonSymlink}
+		return nil, &store.RefusedError{Reason: reasonSymlink}
 	case unix.ENXIO, unix.ENODEV, unix.EISDIR:
-		return nil, &RefusedError{reasonType}
+		return nil, &store.RefusedError{Reason: reasonType}
 	case unix.EWOULDBLOCK: // a lease is being broken: see discard
 		return nil, errBusy
 	}
@@ -222,11 +222,11 @@ func (f *file) current() bool {
 func (s *Store) refuse(f *file) error {
 	switch st := &f.st; {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return &RefusedError{reasonType}
+		return &store.RefusedError{Reason: reasonType}
 	case s.opt.Owner != nil && st.Uid != 0 && int(st.Uid) != s.opt.Owner.UID:
-		return &RefusedError{reasonOwner}
+		return &store.RefusedError{Reason: reasonOwner}
 	case st.Nlink > 1 && int(st.Uid) != s.owner.UID:
-		return &RefusedError{reasonLinks}
+		return &store.RefusedError{Reason: reasonLinks}
 	}
 	return nil
 }
@@ -245,7 +245,7 @@ func (s *Store) writable(f *file) error {
 
 func (s *Store) read(f *file) ([]byte, error) {
 	if f.st.Size > int64(s.opt.MaxValue) {
-		return nil, &RefusedError{reasonSize}
+		return nil, &store.RefusedError{Reason: reasonSize}
 	}
 	data := make([]byte, f.st.Size)
 	for n := 0; n < len(data); {

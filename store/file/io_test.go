@@ -172,7 +172,7 @@ func TestRefusals(t *testing.T) {
 			before, _ := os.Lstat(dir + "/sess_victim")
 			check := func(what string, err error) {
 				t.Helper()
-				var refused *file.RefusedError
+				var refused *store.RefusedError
 				if !errors.Is(err, c.class) || !errors.As(err, &refused) || refused.Reason != c.reason {
 					t.Errorf("%s: got error %v, want refused for %q", what, err, c.reason)
 				} else if strings.Contains(err.Error(), "victim") {

@@ -18,7 +18,8 @@ const (
 	maxID = 255 - len(prefix)
 )
 
-// The reasons why something is no session of this store: what Page.Skipped counts by and RefusedError says.
+// The reasons why something is no session of this store: what Page.Skipped counts by and store.RefusedError says. Scan
+// sees the names and types of files, so some are found only by Load.
 const (
 	reasonName    = "foreign name"
 	reasonSymlink = "symlink"
@@ -28,16 +29,6 @@ const (
 	reasonSize    = "too large"
 	reasonLevel   = "at another depth"
 )
-
-// RefusedError says that what lies under a session's name is not served: PHP would not open it, or it is too large. It
-// matches store.ErrInvalid. Scan sees the names and types of files, so some reasons are found only by Load; a caller
-// that counts adds these to Page.Skipped.
-type RefusedError struct{ Reason string }
-
-func (e *RefusedError) Error() string {
-	return fmt.Sprintf("store/file: refused: %s: %v", e.Reason, store.ErrInvalid)
-}
-func (e *RefusedError) Unwrap() error { return store.ErrInvalid }
 
 // idByte is PHP's alphabet of session ids. It knows no '.' and no '/'.
 var idByte = func() (t [256]bool) {

@@ -157,7 +157,7 @@ func TestPlantedSessionIsRefused(t *testing.T) {
 	asUser(t, 34, func() { put(t, dir+"/sess_planted", `user|s:5:"admin";`) })
 	s := open(t, dir, func(o *file.Options) { o.Owner = &file.Owner{UID: www, GID: www} })
 	_, err := s.Load(ctx, "planted")
-	var refused *file.RefusedError
+	var refused *store.RefusedError
 	if !errors.As(err, &refused) || refused.Reason != "foreign owner" {
 		t.Errorf("got %v, want refused for its owner", err)
 	}
