@@ -630,9 +630,11 @@ func (l *loop) serve(c *looped) {
 		return // whoever ends that goes on
 	}
 	if c.hungry && c.readable && c.space() {
-		if l.draining && c.inflight == 0 && !l.now.Before(c.due()) {
-			l.end(c)
-			return
+		if l.draining && !l.now.Before(c.due()) {
+			if c.inflight == 0 {
+				l.end(c)
+			}
+			return // and no more is added to what is under way, or there might always be something
 		}
 		if !l.read(c) {
 			return

@@ -1569,6 +1569,36 @@ func TestJobInTheLastTurn(t *testing.T) {
 	}
 }
 
+// A client of which something is always under way, as one that many threads share, does not keep a server that has to end.
+func TestShutdownWithSomethingAlwaysUnderWay(t *testing.T) {
+	w := wire(t, memory.New(memory.Options{}))
+	w.timeout = 500 * time.Millisecond // for the last command, see below
+	gw, _ := startLoop(t, Site{Store: w, Linger: 50 * time.Millisecond})
+	c := gw.dial()
+	c.want("+OK\r\n", "SETEX", "k", "100", "v")
+	answer := ""
+	w.play(func([]string) (string, bool) { // what answers a command comes with the next one
+		last := answer
+		answer = bulk("v")
+		return last, true
+	})
+	c.send(command_("GET", "k"))
+	done := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), patience/2)
+		defer cancel()
+		done <- gw.Shutdown(ctx)
+	}()
+	for err := error(nil); err == nil; {
+		if _, err = io.WriteString(c.nc, command_("GET", "k")); err == nil {
+			_, err = c.tryReply(patience)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
 // A panic costs one connection, and those whose writes were under way the knowledge of what became of them.
 func TestPanicInTheLoop(t *testing.T) {
 	var boom atomic.Bool
