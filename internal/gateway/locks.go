@@ -241,9 +241,10 @@ func (s *Server) lockLife(asked time.Duration) (life time.Duration, bound bool) 
 	return min(asked, s.site.LockLife), false
 }
 
-// abandon releases a lock that nobody waits for any more, or nobody knows of: it must not stand until its end.
+// abandon releases a lock that nobody waits for any more, or nobody knows of: it must not stand until its end, also when
+// this server's has come.
 func (s *Server) abandon(id, token string) {
-	ctx, cancel := context.WithTimeout(s.ctx, s.site.Limits.Command)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), s.site.Limits.Command)
 	defer cancel()
 	_, _ = s.site.Store.Unlock(ctx, id, token)
 }

@@ -355,6 +355,31 @@ func TestLockOfUnknownOutcome(t *testing.T) {
 	a.unlock(":1\r\n", "a")
 }
 
+// A lock that is granted while the server gives up does not stand in the way of the next one's clients.
+func TestLockAtTheEnd(t *testing.T) {
+	st := newScripted()
+	gw := start(t, Site{Store: st})
+	granted, release := make(chan bool), make(chan bool)
+	st.set(nil, func(op, _ string) error {
+		if op == "lock" {
+			close(granted)
+			<-release
+			return store.ErrUnknown
+		}
+		return nil
+	})
+	gw.dial().send(command_(acquire("a")...))
+	<-granted
+	done := make(chan error)
+	go func() { done <- gw.Close() }()
+	<-gw.ctx.Done()
+	close(release)
+	<-done
+	if token, _, _ := st.Store.LockHolder(t.Context(), "s"); token != "" {
+		t.Errorf("%s holds it", token)
+	}
+}
+
 // Two gateways over one store exclude each other.
 func TestLockAcrossGateways(t *testing.T) {
 	st := memory.New(memory.Options{})

@@ -55,7 +55,7 @@ func TestThroughTheLoop(t *testing.T) {
 		"LockTwiceOnOneConnection": TestLockTwiceOnOneConnection, "LockHeldElsewhere": TestLockHeldElsewhere, "LockLife": TestLockLife,
 		"TurnAtTheEndOfLockWait": TestTurnAtTheEndOfLockWait,
 		"LockAndConnection":      TestLockAndConnection, "CommandsBehindALock": TestCommandsBehindALock,
-		"LockOfUnknownOutcome": TestLockOfUnknownOutcome, "LockAcrossGateways": TestLockAcrossGateways,
+		"LockOfUnknownOutcome": TestLockOfUnknownOutcome, "LockAtTheEnd": TestLockAtTheEnd, "LockAcrossGateways": TestLockAcrossGateways,
 
 		"PHPRedisHandler": TestPHPRedisHandler, "PHPRedisClusterHandler": TestPHPRedisClusterHandler, "PHPOverUnixSocket": TestPHPOverUnixSocket,
 		"PHPProcessesThatContend": TestPHPProcessesThatContend, "PHPWhileTheStoreIsAway": TestPHPWhileTheStoreIsAway,
