@@ -65,6 +65,18 @@ func TestDeadlines(t *testing.T) {
 	users := start(t, Site{Users: []User{{Passwords: []string{"p"}}}, Limits: Limits{Command: 100 * time.Millisecond}})
 	within("not logged in", users.dial(), 50*time.Millisecond, 2*time.Second)
 	c = users.dial()
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) { // nor by asking for a new beginning again and again
+		if _, err := c.nc.Write([]byte(command_("RESET"))); err != nil {
+			break
+		}
+		if _, err := c.tryReply(patience); err != nil {
+			break
+		}
+		if time.Since(began) > 2*time.Second {
+			t.Fatal("who is not logged in stays by RESET")
+		}
+	}
+	c = users.dial()
 	c.want("+OK\r\n", "AUTH", "p")
 	time.Sleep(200 * time.Millisecond)
 	c.want("+PONG\r\n", "PING")
