@@ -813,6 +813,8 @@ func manyClients(t *testing.T, wreck func(w *wired) (stop func())) {
 	if n := gw.destroyed.pending.Load(); n != 0 {
 		t.Errorf("%d sessions are being destroyed for ever", n)
 	}
+	gw.locks.mu.Lock()
+	defer gw.locks.mu.Unlock()
 	for id, q := range gw.locks.queues {
 		if q.asking || len(q.waiters) > 0 {
 			t.Errorf("somebody asks for the lock on %s for ever: %+v", id, q)
@@ -1102,11 +1104,13 @@ func TestLocksByTheLoop(t *testing.T) {
 		if n, _ := w.counts(); n != tc.wire {
 			t.Errorf("%s, %q: %d commands went over the wire, want %d", tc.send, tc.answer, n, tc.wire)
 		}
+		gw.locks.mu.Lock() // the end of a lock's life may come after that of this test
 		for id, q := range gw.locks.queues {
 			if q.asking {
 				t.Errorf("%s, %q: somebody asks for the lock on %s for ever", tc.send, tc.answer, id)
 			}
 		}
+		gw.locks.mu.Unlock()
 	}
 }
 
