@@ -228,6 +228,7 @@ func (l *loop) turn() {
 	for job := l.job(); job != nil; job = l.job() {
 		job()
 	}
+	l.follow()
 	l.replies()
 	if l.at == len(l.batch) {
 		l.batch, l.ready, l.at = l.ready, l.batch[:0], 0

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"os"
 	"regexp"
 	"runtime"
@@ -26,6 +27,7 @@ import (
 	"github.com/sessile/sessile/internal/testserver"
 	"github.com/sessile/sessile/store"
 	"github.com/sessile/sessile/store/memory"
+	"github.com/sessile/sessile/store/redis"
 )
 
 // viaLoop makes start use a loop where it can.
@@ -171,7 +173,7 @@ func wire(t testing.TB, st store.Store) *wired {
 
 func (w *wired) Raw() (bool, int, time.Duration) { return true, 512 << 20, w.timeout }
 
-func (w *wired) Dial(ctx context.Context) (net.Conn, error) {
+func (w *wired) Dial(ctx context.Context) (net.Conn, func() bool, error) {
 	nc, err := new(net.Dialer).DialContext(ctx, "tcp", w.l.Addr().String())
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -179,7 +181,7 @@ func (w *wired) Dial(ctx context.Context) (net.Conn, error) {
 		nc.(*net.TCPConn).SetReadBuffer(32 << 10)
 		nc.(*net.TCPConn).SetWriteBuffer(32 << 10)
 	}
-	return nc, err
+	return nc, func() bool { return true }, err
 }
 
 func (w *wired) DataKey(dst []byte, key string) ([]byte, error) { return append(dst, key...), nil }
@@ -1487,6 +1489,118 @@ func TestStoreThatComesBack(t *testing.T) {
 	c.want(bulk("v"), "GET", "P:k")
 	if got := r.CLI("CLIENT", "LIST"); strings.Count(got, "name=sessile") < 1 {
 		t.Errorf("clients: %s", got)
+	}
+}
+
+// A movable is an address that moves from one server to another. Connections that there are stay where they are.
+type movable struct {
+	net.Listener
+
+	mu    sync.Mutex // guards what follows
+	to    string
+	conns []net.Conn // in the order in which they came
+}
+
+func newMovable(t *testing.T, to string) *movable {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &movable{Listener: l, to: to}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			m.mu.Lock()
+			up, err := net.Dial("tcp", m.to)
+			m.conns = append(m.conns, nc)
+			m.mu.Unlock()
+			if err != nil {
+				nc.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{up, nc}, {nc, up}} {
+				wg.Go(func() {
+					io.Copy(way[0], way[1])
+					up.Close()
+					nc.Close()
+				})
+			}
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		m.cut(0, m.came())
+		wg.Wait()
+	})
+	return m
+}
+
+func (m *movable) move(to string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.to = to
+}
+
+func (m *movable) came() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.conns)
+}
+
+// cut ends the connections from the from-th to that before the to-th.
+func (m *movable) cut(from, to int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, nc := range m.conns[from:to] {
+		nc.Close()
+	}
+}
+
+// Where the store's address becomes another server's, what goes by the loop and what goes by hand go there together,
+// whichever of the connections breaks: or a session would be written to the one and looked for on the other, and a lock
+// granted on both.
+func TestLoopFollowsTheStore(t *testing.T) {
+	for _, broken := range []string{"those of the store", "that of the loop"} {
+		old, next := testserver.Redis(t), testserver.Redis(t)
+		m := newMovable(t, old.Addr)
+		u, err := url.Parse("redis://" + m.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := redis.Open(t.Context(), u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { st.Close() })
+		links := m.came()
+		viaLoop = true
+		gw := start(t, Site{Store: st})
+		viaLoop = false
+		c := gw.dial()
+		c.want("+OK\r\n", "SETEX", "k", "100", "old")
+		m.move(next.Addr)
+		if broken == "that of the loop" {
+			m.cut(links, m.came())
+		} else {
+			m.cut(0, links)
+		}
+		eventually(t, "the new server", func() bool { return c.do("MGET", "k") == "*1\r\n"+null })
+		c.want(null, "GET", "k")
+		gw.linked()
+		for i := range 20 {
+			v := fmt.Sprint(i)
+			c.want("+OK\r\n", "SETEX", "k", "100", v)
+			c.want("*1\r\n"+bulk(v), "MGET", "k")
+			c.want(bulk(v), "GET", "k")
+		}
+		if got := old.CLI("GET", "k"); got != "old" {
+			t.Errorf("%s broke: the old server has %q", broken, got)
+		}
 	}
 }
 

@@ -50,7 +50,8 @@ type entry struct {
 
 // An uplink is the loop's connection to the store, and what is under way on it.
 type uplink struct {
-	fd       int // -1: none
+	fd       int         // -1: none
+	current  func() bool // false: it is another server than the store's by now
 	dialing  sync.WaitGroup
 	limits   resp.ReplyLimits
 	maxValue int
@@ -91,9 +92,9 @@ func (l *loop) dial(after time.Duration) {
 			sleep(l.s.ctx, after)
 		}
 		for pause := 10 * time.Millisecond; l.s.ctx.Err() == nil; pause = min(2*pause, time.Second) {
-			if nc, err := l.store.Dial(l.s.ctx); err == nil {
+			if nc, current, err := l.store.Dial(l.s.ctx); err == nil {
 				if fd, err := detach(nc); err == nil {
-					if !l.post(func() { l.connected(fd) }) {
+					if !l.post(func() { l.connected(fd, current) }) {
 						unix.Close(fd)
 					}
 					return
@@ -104,9 +105,9 @@ func (l *loop) dial(after time.Duration) {
 	})
 }
 
-func (l *loop) connected(fd int) {
+func (l *loop) connected(fd int, current func() bool) {
 	u := &l.up
-	u.fd, u.readable, u.eof, u.armed = fd, true, false, false
+	u.fd, u.current, u.readable, u.eof, u.armed = fd, current, true, false, false
 	u.in, u.pos, u.need, u.skip = make([]byte, 0, upBuffer), 0, 0, 0
 	u.out, u.sent, u.taken, u.began, u.heard = nil, 0, 0, l.now, l.now
 	if err := l.watch(unix.EPOLL_CTL_ADD, fd, 0); err != nil {
@@ -150,6 +151,15 @@ var (
 	errLost   = fmt.Errorf("the connection is gone: %w", store.ErrUnknown)
 	errFailed = fmt.Errorf("the store refused: %w", store.ErrUnavailable)
 )
+
+// follow gives a connection up that stayed where the store was. What goes by hand is at another server by now: a lock of
+// the one would be no lock at the other.
+func (l *loop) follow() {
+	if u := &l.up; u.fd >= 0 && !u.current() {
+		l.s.log.Warn("the store's address is another server's now, connection given up")
+		l.fail()
+	}
+}
 
 // probe gives a connection up that does not answer in time, and asks one that was not asked anything for a while whether
 // it is there.

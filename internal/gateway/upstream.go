@@ -17,8 +17,8 @@ type Upstream interface {
 	// long an answer may take before the connection is to be given up.
 	Raw() (plain bool, maxValue int, timeout time.Duration)
 	// Dial returns a connection of the caller's own that is logged in and speaks RESP2, and on which nothing is still to
-	// be answered.
-	Dial(ctx context.Context) (net.Conn, error)
+	// be answered. Once current is false, it is to be given up: the store's address is another server's.
+	Dial(ctx context.Context) (nc net.Conn, current func() bool, err error)
 	// DataKey appends the name of the session under key, or fails with ErrInvalid as Load and Save would.
 	DataKey(dst []byte, key string) ([]byte, error)
 	// LockKey appends the name of the lock of that session, or fails as Lock would.

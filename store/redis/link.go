@@ -96,19 +96,29 @@ func (s *Store) keep(ctx context.Context, l *link) {
 }
 
 // admit puts w to use, unless that cannot be: then it returns the connection that is in its way.
+func (s *Store) admit(l *link, w *wire) (rival *wire) {
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	if rival = s.settle(w.server, w.dial); rival != nil {
+		return rival
+	}
+	s.generation.Add(1) // first: nobody shall have an answer of w and not see it
+	l.wire.Store(w)
+	return nil
+}
+
+// settle makes way for a connection of server, the dial-th, unless that cannot be. Callers hold admission.
 //
 // All connections in use are of one server. An address may move to another one (a proxy, a virtual IP) and leave the
 // connections that there are where they are: as soon as one of ours is of another server, those made before are closed,
 // so that none of them answers after it. Of a server that does not say which one it is, there is only one connection.
-func (s *Store) admit(l *link, w *wire) (rival *wire) {
-	s.admission.Lock()
-	defer s.admission.Unlock()
+func (s *Store) settle(server string, dial uint64) (rival *wire) {
 	var strangers []*wire
 	for _, other := range s.links {
 		o := other.wire.Load()
 		switch {
-		case o == nil || !o.conn.up() || o.server == w.server && w.server != "":
-		case w.server == "" || o.dial > w.dial: // where the address is now, we know from the one that was dialled last
+		case o == nil || !o.conn.up() || o.server == server && server != "":
+		case server == "" || o.dial > dial: // where the address is now, we know from the one that was dialled last
 			return o
 		default:
 			strangers = append(strangers, o)
@@ -117,8 +127,10 @@ func (s *Store) admit(l *link, w *wire) (rival *wire) {
 	for _, o := range strangers {
 		o.conn.cut(errMoved)
 	}
-	s.generation.Add(1) // first: nobody shall have an answer of w and not see it
-	l.wire.Store(w)
+	if server != s.server {
+		s.server = server
+		s.moves.Add(1)
+	}
 	return nil
 }
 
@@ -183,7 +195,7 @@ func (w *wire) runID(ctx context.Context, timeout time.Duration) (string, error)
 	defer cancel()
 	msg, err := w.exchange(ctx, "INFO", "server")
 	if re, ok := rueidis.IsRedisErr(err); ok {
-		if code := newReply(re).code; code == "NOPERM" || code == "unknown" { // "unknown command"
+		if newReply(re).silent() {
 			return "", nil
 		}
 	}
@@ -466,6 +478,9 @@ func newReplyError(text string) *replyError {
 	code, _, _ := strings.Cut(text, " ")
 	return &replyError{code: code, text: text}
 }
+
+// silent reports whether a server that answers this to INFO will never say which one it is.
+func (e *replyError) silent() bool { return e.code == "NOPERM" || e.code == "unknown" } // "unknown command"
 
 // certain reports whether the reply proves that nothing was done. A command is refused before it begins, and so is a
 // script, for all that its first line lets Redis know (OOM, READONLY, MISCONF, NOREPLICAS). An error from inside of a

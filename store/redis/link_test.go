@@ -305,7 +305,7 @@ func TestALoginThatFailsIsNoGeneration(t *testing.T) {
 		if err := s.Ping(context.Background()); err != nil {
 			t.Errorf("%q: Ping: %v", answer, err)
 		}
-		if nc, err := s.Dial(context.Background()); err == nil { // its login gets +OK
+		if nc, _, err := s.Dial(context.Background()); err == nil { // its login gets +OK
 			nc.Close()
 		}
 		if got := s.Generation(); got != 2 {

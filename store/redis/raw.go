@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -24,27 +25,42 @@ func (s *Store) Raw() (plain bool, maxValue int, timeout time.Duration) {
 }
 
 // Dial returns a connection of the caller's own. It is logged in, its database is selected, it speaks RESP2, and there is
-// nothing on it that is still to be answered. Close does not close it, nor does anybody else where the address becomes
-// another server's.
-func (s *Store) Dial(ctx context.Context) (net.Conn, error) {
+// nothing on it that is still to be answered. Close does not close it. Once current is false, the address is another
+// server's: the caller has to close it then, before it uses anything that this store has answered since. Of a server that
+// does not say which one it is, that cannot be known.
+func (s *Store) Dial(ctx context.Context) (nc net.Conn, current func() bool, err error) {
 	password, err := s.opt.password()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	nc, err := s.dial(ctx)
-	if err == nil {
-		if err = s.login(ctx, nc, password); err == nil {
-			s.generation.Add(1)
-			return nc, nil
+	dial := s.dials.Add(1)
+	if nc, err = s.dial(ctx); err == nil {
+		var server string
+		if server, err = s.login(ctx, nc, password); err == nil {
+			if current, err = s.admitRaw(server, dial); err == nil {
+				return nc, current, nil
+			}
 		}
 		nc.Close()
 	}
-	return nil, fmt.Errorf("store/redis: connect: %w: %w", store.ErrUnavailable, err)
+	return nil, nil, fmt.Errorf("store/redis: connect: %w: %w", store.ErrUnavailable, err)
 }
 
-// login sends everything at once: each command has one line for an answer, and an error does not keep those behind it
-// from being answered.
-func (s *Store) login(ctx context.Context, nc net.Conn, password string) error {
+// admitRaw is admit for a connection that is the caller's.
+func (s *Store) admitRaw(server string, dial uint64) (current func() bool, err error) {
+	s.admission.Lock()
+	defer s.admission.Unlock()
+	if server != "" && s.settle(server, dial) != nil {
+		return nil, errMoved
+	}
+	s.generation.Add(1)
+	moves := s.moves.Load()
+	return func() bool { return server == "" || s.moves.Load() == moves }, nil
+}
+
+// login sends everything at once: each command but the last one has one line for an answer, and an error does not keep
+// those behind it from being answered. It returns the run_id of the server, as wire.runID does.
+func (s *Store) login(ctx context.Context, nc net.Conn, password string) (server string, err error) {
 	nc.SetDeadline(time.Now().Add(s.opt.DialTimeout))
 	unwatch := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	defer unwatch()
@@ -67,29 +83,61 @@ func (s *Store) login(ctx context.Context, nc net.Conn, password string) error {
 		command("SELECT", strconv.Itoa(s.opt.Database))
 	}
 	command("CLIENT", "SETNAME", "sessile")
+	simple := commands
+	command("INFO", "server")
 	if _, err := nc.Write(request); err != nil {
-		return err
+		return "", err
 	}
 	r := bufio.NewReader(nc)
-	for range commands {
+	for range simple {
 		line, err := r.ReadSlice('\n')
 		if err != nil {
-			return fmt.Errorf("login: %w", err)
+			return "", fmt.Errorf("login: %w", err)
 		}
 		switch line := strings.TrimRight(string(line), "\r\n"); {
 		case strings.HasPrefix(line, "-"):
-			return newReplyError(line[1:])
+			return "", newReplyError(line[1:])
 		case line != "+OK":
-			return errors.New("login: what answers is not Redis")
+			return "", errors.New("login: what answers is not Redis")
 		}
 	}
+	if server, err = readRunID(r); err != nil {
+		return "", err
+	}
 	if r.Buffered() > 0 {
-		return errors.New("login: more answers than commands")
+		return "", errors.New("login: more answers than commands")
 	}
 	if !unwatch() {
-		return context.Cause(ctx)
+		return "", context.Cause(ctx)
 	}
-	return nc.SetDeadline(time.Time{})
+	return server, nc.SetDeadline(time.Time{})
+}
+
+// readRunID reads the answer to INFO.
+func readRunID(r *bufio.Reader) (string, error) {
+	line, err := r.ReadSlice('\n')
+	if err != nil {
+		return "", fmt.Errorf("login: %w", err)
+	}
+	head := strings.TrimRight(string(line), "\r\n")
+	switch {
+	case strings.HasPrefix(head, "-"):
+		if err := newReplyError(strings.TrimPrefix(head[1:], "ERR ")); !err.silent() {
+			return "", err
+		}
+		return "", nil
+	case !strings.HasPrefix(head, "$"):
+		return "", nil // of one line, whatever it is
+	}
+	n, err := strconv.Atoi(head[1:])
+	if err != nil || n < 0 || n > 1<<20 {
+		return "", errors.New("login: what answers is not Redis")
+	}
+	text := make([]byte, n+len("\r\n"))
+	if _, err := io.ReadFull(r, text); err != nil {
+		return "", fmt.Errorf("login: %w", err)
+	}
+	return infoFields(string(text))["run_id"], nil
 }
 
 // DataKey appends to dst the name in Redis of the session under key, or fails as Load and Save would.

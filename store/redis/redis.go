@@ -223,7 +223,9 @@ type Store struct {
 	errTimeout error
 	generation atomic.Uint64
 	dials      atomic.Uint64
-	admission  sync.Mutex // held by who puts a connection to use, or closes those that are
+	admission  sync.Mutex    // held by who puts a connection to use, or closes those that are
+	server     string        // of the last connection that was put to use; guarded by admission
+	moves      atomic.Uint64 // how often it was another one than before
 	stop       context.CancelFunc
 	wg         sync.WaitGroup
 }
