@@ -27,8 +27,15 @@ func (s *Server) exec(c *conn, r *request) (res result) {
 	case opLoads:
 		s.loads(c, r, &res)
 	case opExists:
-		for _, k := range r.keys {
-			res.n += s.exists(c, k)
+		for i, k := range r.keys {
+			there, err := s.exists(c, k)
+			if err != nil { // nor could the others be known, and each of them would be waited for
+				res.n += int64(len(r.keys) - i)
+				break
+			}
+			if there {
+				res.n++
+			}
 		}
 	case opInspect:
 		s.inspect(c, r, &res)
@@ -179,16 +186,17 @@ func (s *Server) loads(c *conn, r *request, res *result) {
 	}
 }
 
-// exists never fails: in PHP's strict mode every failure of EXISTS is a new session id, and the user logged out
-// (clients.md, 4.4). What cannot be known exists, and the GET that follows fails harmlessly.
-func (s *Server) exists(c *conn, k key) int64 {
+// exists says whether there is such a session; err: that cannot be known. EXISTS never fails: in PHP's strict mode every
+// failure of it is a new session id, and the user logged out (clients.md, 4.4). What cannot be known exists, and the GET
+// that follows fails harmlessly.
+func (s *Server) exists(c *conn, k key) (there bool, err error) {
 	if errors.Is(k.err, errForeign) {
-		return 1 // the site's prefix is configured wrongly, and nobody is to be logged out for that
+		return true, nil // the site's prefix is configured wrongly, and nobody is to be logged out for that
 	}
-	if _, err := s.load(c, k); absent(err) {
-		return 0
+	if _, err = s.load(c, k); absent(err) {
+		return false, nil
 	}
-	return 1
+	return err == nil, err
 }
 
 // look is Inspect with patience.

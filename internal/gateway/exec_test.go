@@ -81,6 +81,25 @@ func TestAnswersWhenTheStoreFails(t *testing.T) {
 	}
 }
 
+// A store that is away is waited for once, and not for each of the keys: a client would be kept for minutes.
+func TestHoldOfManyKeys(t *testing.T) {
+	st := newScripted()
+	gw := start(t, Site{Store: st, Hold: 200 * time.Millisecond})
+	c := gw.dial()
+	c.want("+OK\r\n", "SETEX", "a", "100", "v")
+	st.set(func(op, key string) error {
+		if op == "load" && key >= "c" {
+			return store.ErrUnavailable
+		}
+		return nil
+	}, nil)
+	began := time.Now()
+	c.want(":22\r\n", strings.Fields("EXISTS a b c d e f g h i j k l m n o p q r s t u v w")...) // all but b
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("answered after %v", took)
+	}
+}
+
 // A store that comes back in time is not noticed but by the wait; what may have been executed is not tried again.
 func TestHold(t *testing.T) {
 	st := newScripted()

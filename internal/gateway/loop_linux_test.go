@@ -38,7 +38,7 @@ func TestThroughTheLoop(t *testing.T) {
 	viaLoop = true
 	defer func() { viaLoop = false }()
 	for name, test := range map[string]func(*testing.T){
-		"AnswersWhenTheStoreFails": TestAnswersWhenTheStoreFails, "Hold": TestHold, "EarlierRepliesAreNotHeld": TestEarlierRepliesAreNotHeld,
+		"AnswersWhenTheStoreFails": TestAnswersWhenTheStoreFails, "Hold": TestHold, "HoldOfManyKeys": TestHoldOfManyKeys, "EarlierRepliesAreNotHeld": TestEarlierRepliesAreNotHeld,
 		"ReadsAndWritesFailTogether": TestReadsAndWritesFailTogether, "WriteAfterDestroy": TestWriteAfterDestroy,
 		"WriteWhileDestroyed": TestWriteWhileDestroyed, "SiteLifetime": TestSiteLifetime, "StoreWithoutConditions": TestStoreWithoutConditions,
 		"AgainstAModel": TestAgainstAModel,
