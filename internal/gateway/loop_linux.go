@@ -273,6 +273,9 @@ func (l *loop) recover() {
 		l.drop(c)
 	}
 	l.fail()
+	if c != nil {
+		l.bury(c) // it may have been gone before
+	}
 }
 
 // Events

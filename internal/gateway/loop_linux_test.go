@@ -1756,6 +1756,51 @@ func TestPanicInTheLoop(t *testing.T) {
 	}
 }
 
+// A panic over the answer to a client that is gone leaves nothing of it behind: the server could never end.
+func TestPanicOverAClientThatIsGone(t *testing.T) {
+	for _, args := range [][]string{{"GET", "k"}, {"DEL", "k"}} {
+		w := wire(t, memory.New(memory.Options{}))
+		var boom atomic.Bool
+		viaLoop = true
+		gw := startWith(t, Site{Store: w}, Options{Hooks: Hooks{Done: func(Event) {
+			if boom.CompareAndSwap(true, false) {
+				panic("bug")
+			}
+		}}})
+		viaLoop = false
+		asked, release := make(chan bool), make(chan bool)
+		w.play(func([]string) (string, bool) {
+			close(asked)
+			<-release
+			return "", false
+		})
+		c := gw.dial()
+		c.send(command_(args...))
+		<-asked
+		c.nc.(*net.TCPConn).SetLinger(0)
+		c.close()
+		eventually(t, "its end", func() bool {
+			gone := make(chan bool, 1)
+			gw.loop.post(func() {
+				for _, c := range gw.loop.conns {
+					if c != nil {
+						gone <- false
+						return
+					}
+				}
+				gone <- true
+			})
+			return <-gone
+		})
+		boom.Store(true)
+		close(release)
+		eventually(t, "no connection", func() bool { return gw.Stats().Open == 0 })
+		if n := gw.count.panics.Swap(0); n != 1 {
+			t.Errorf("%q: %d panics", args, n)
+		}
+	}
+}
+
 // Any bytes from clients: the loop answers what a goroutine does.
 func FuzzLoop(f *testing.F) {
 	for _, seed := range []string{
