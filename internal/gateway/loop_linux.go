@@ -482,6 +482,9 @@ func (l *loop) accept(fd int) {
 }
 
 func (l *loop) acceptOne(ln *listener) (more bool) {
+	if l.s.drain.Load() != 0 {
+		return false // whoever comes now waits for the next server, where there is one that has the socket
+	}
 	fd, from, err := syscall.Accept4(ln.fd, syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC)
 	switch err {
 	case nil:

@@ -1425,6 +1425,52 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+// Whoever comes when a drain has begun is not refused where others have the socket too (systemd, the next server): it stays
+// there for them.
+func TestWhoComesDuringADrain(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	others, err := net.FileListener(file)
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer others.Close()
+	busy, release := make(chan bool), make(chan bool)
+	viaLoop = true
+	gw := startOn(t, Site{}, Options{Hooks: Hooks{Done: func(Event) {
+		close(busy)
+		<-release
+	}}}, l)
+	viaLoop = false
+	gw.dial().send(command_("PING"))
+	<-busy
+	c := gw.dial() // while the loop is in the middle of a turn
+	done := make(chan error, 1)
+	go func() { done <- gw.Shutdown(t.Context()) }()
+	eventually(t, "the drain", func() bool { return gw.drain.Load() != 0 })
+	close(release)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	others.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
+	nc, err := others.Accept()
+	if err != nil {
+		t.Fatalf("nobody is there for the next server: %v", err)
+	}
+	defer nc.Close()
+	io.WriteString(nc, "+next\r\n")
+	if got := c.reply(); got != "+next\r\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // Where there are no descriptors any more, those who wait are let in when there are some again.
 func TestOutOfDescriptors(t *testing.T) {
 	var log syncBuilder
