@@ -557,6 +557,11 @@ func (e *Engine) raiseSeal(ctx context.Context, c *Control, floor store.Floor) (
 		if mark.Seal.Floor == store.FloorRetreat {
 			return 0, errors.New("a retreat is under way: wait until it is done")
 		}
+		// The seal first, then C: by now it may be the seal of a later phase. Where it is not, whoever has taken a step up since
+		// has changed it, and the swap fails.
+		if err := e.awaitLease(ctx, c); err != nil {
+			return 0, err
+		}
 		next := mark
 		next.Seal = store.Seal{Workflow: c.Workflow, Epoch: max(c.Epoch, mark.Seal.Epoch) + 1, Floor: floor}
 		err = e.origin.SwapMark(ctx, mark, next)

@@ -164,6 +164,52 @@ func TestADrainingProcessIsWaitedForBesideItsSuccessor(t *testing.T) {
 	})
 }
 
+// A step into sync whose seal comes when others have gone on to ramp-down must not say that the origin has everything.
+func TestASealThatComesLateLowersNoFloor(t *testing.T) {
+	simulate(t, func(w *world) {
+		b := w.gateway()
+		a, view, cut := w.view()
+		w.both(b, a, DualWrite)
+		there, goOn := make(chan struct{}), make(chan struct{})
+		var once atomic.Bool
+		view.set(func(call, _ string) error {
+			if call == "swapmark" && once.CompareAndSwap(false, true) {
+				close(there)
+				<-goOn
+			}
+			if call == "delete" {
+				return store.ErrUnavailable
+			}
+			return nil
+		}, nil)
+		late := answered(func() error { return a.SwitchTraffic(w.ctx(), Sync, StepOptions{}) })
+		<-there
+		w.must(b.SwitchTraffic(w.ctx(), RampDown, StepOptions{}))
+		w.save(b, "k", "in")
+		time.Sleep(2 * time.Second)
+		w.origin.set(func(call, _ string) error {
+			if call == "delete" {
+				return store.ErrUnavailable
+			}
+			return nil
+		}, nil)
+		w.destroy(b, "k") // ahead
+		close(goOn)
+		if err := <-late; err == nil {
+			t.Error("the step was taken")
+		}
+		w.target.down()
+		cut.down()
+		time.Sleep(10 * time.Second)
+		if got := answer(b.Load(w.within(time.Second), "k")); got == "in" {
+			t.Error("the logout is undone")
+		}
+		if m, _ := w.o.Mark(w.ctx()); m.Seal.Floor != store.FloorRampDown {
+			t.Errorf("seal %+v", m.Seal)
+		}
+	})
+}
+
 func TestACreateThatStoodStillTakesNothingAway(t *testing.T) {
 	simulate(t, func(w *world) {
 		a := w.gateway()
