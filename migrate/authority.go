@@ -78,6 +78,14 @@ func (s *authorityState) markFresh(now time.Time) bool {
 	return !s.markSeen.IsZero() && elapsed(s.markSeen, now) < s.times.Gateway
 }
 
+// reclaimed reports whether this origin was seen to serve alone, or to be about to, in a phase in which the target
+// decides. No step leads there, but `repair` does, and a record that is older than the seal: a lease by it is none.
+func (s *authorityState) reclaimed(now time.Time) bool {
+	floor := s.mark.Seal.Floor
+	return (floor == store.FloorNone || floor == store.FloorRetreat) && s.markFresh(now) &&
+		s.mark.Identity == s.control.Identity && guard.On(guard.Seal)
+}
+
 // decide is PROTOCOL.md 3, "who may serve".
 func (s *authorityState) decide(now time.Time, generation uint64) (authority, error) {
 	a := authority{times: s.times, mark: s.mark, taken: now, generation: generation}
@@ -91,10 +99,10 @@ func (s *authorityState) decide(now time.Time, generation uint64) (authority, er
 	if a.phase == Complete && a.purged {
 		return a, nil // the target is a store like any other
 	}
-	if a.lease && a.phase >= RampDown {
+	floor := s.mark.Seal.Floor
+	if a.lease && a.phase >= RampDown && !s.reclaimed(now) {
 		return a, nil
 	}
-	floor := s.mark.Seal.Floor
 	if a.phase >= Sync && floor == store.FloorNone && guard.On(guard.Seal) {
 		a.lease = false // the origin decides alone: what the target says is from before that
 	}
@@ -229,7 +237,7 @@ func (e *Engine) look(a authority) bool {
 			return false
 		}
 		if a.phase >= RampDown {
-			return true
+			return !s.reclaimed(now)
 		}
 	}
 	if !guard.On(guard.Seal) {

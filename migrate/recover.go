@@ -430,7 +430,7 @@ func (e *Engine) maintain(ctx context.Context) error {
 	c, mark, seen := e.auth.control, e.auth.mark, e.auth.markErr == nil && e.auth.markKnown
 	lease := e.auth.hasLease(time.Now(), e.target.Generation())
 	e.mu.Unlock()
-	if c == nil || !seen || !lease || c.Phase == Complete {
+	if c == nil || !seen || !lease || c.Phase == Complete && mark.Seal.Floor != store.FloorRetreat {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)

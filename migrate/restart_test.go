@@ -207,6 +207,12 @@ func TestNoStepIsTakenOnATargetWithAnotherMemory(t *testing.T) {
 	})
 }
 
+// isIn reports whether g goes by phase p.
+func (w *world) isIn(g *Engine, p Phase) bool {
+	c, _ := g.current()
+	return c.phase == p
+}
+
 // upToSync takes the step into sync, during which a user logs out.
 func (w *world) upToSyncWithALogout(g *Engine, key string) {
 	w.t.Helper()
@@ -265,6 +271,48 @@ func TestAnAheadThatRepairGaveUpIsNotPropagated(t *testing.T) {
 		w.phase(g, DualWrite)
 		w.upToSyncWithALogout(g, "k")
 	})
+}
+
+// What a person gave up is not served again before the workflow has gone back, nor does it reach the origin.
+func TestATargetThatRepairGaveUpIsNotServed(t *testing.T) {
+	for _, complete := range []bool{false, true} {
+		simulate(t, func(w *world) {
+			a, b := w.gateway(), w.gateway()
+			w.both(a, b, RampDown)
+			w.save(a, "k", "in")
+			time.Sleep(2 * time.Second)
+			if complete { // not to its end: one of them has left ramp-down
+				w.target.set(func(call, _ string) error {
+					if call == "purge" || call == "swapcontrol" && w.isIn(a, Complete) {
+						return store.ErrUnavailable
+					}
+					return nil
+				}, nil)
+				_ = a.Complete(w.within(5*time.Second), StepOptions{})
+			}
+			w.target.down()
+			time.Sleep(10 * time.Second)
+			w.must(a.Repair(w.ctx(), "origin", StepOptions{Reason: "it is lost"}))
+			time.Sleep(5 * time.Second)
+			w.reads(b, "k", "in")
+			w.destroy(b, "k")
+			w.target.set(func(call, _ string) error {
+				if call == "swapcontrol" {
+					time.Sleep(100 * time.Millisecond)
+				}
+				return nil
+			}, nil)
+			for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+				for _, g := range []*Engine{a, b} {
+					if got := answer(g.Load(w.within(time.Second), "k")); got != "-" {
+						w.t.Fatalf("complete %v: %s reads %q", complete, g.opt.Gateway, got)
+					}
+				}
+			}
+			w.phase(b, DualWrite)
+			w.reads(b, "k", "-")
+		})
+	}
 }
 
 func TestIntentsLeftByARetreatDoNotCloseTheGate(t *testing.T) {
@@ -515,23 +563,25 @@ func TestAServerWhoseClockIsAheadKnowsWhoHadALease(t *testing.T) {
 
 // A move that was cancelled, and then an old record: under floor none the origin decides, whatever a target says.
 func TestAnOldRecordIsNotObeyedWhereTheOriginDecides(t *testing.T) {
-	simulate(t, func(w *world) {
-		g := w.gateway()
-		w.at(Live)
-		w.save(g, "k", "in")
-		time.Sleep(5 * time.Second)
-		snap := w.n.Snapshot()
-		w.must(g.Cancel(w.ctx(), StepOptions{}))
-		time.Sleep(5 * time.Second)
-		w.destroy(g, "k")
-		w.n.Restart(snap)
-		instance, err := w.n.Instance(w.ctx())
-		w.must(err)
-		_, err = updateControl(w.ctx(), w.n.Workflow("default"), func(c *Control) error { c.Instance = instance; return nil })
-		w.must(err)
-		time.Sleep(5 * time.Second)
-		w.reads(g, "k", "-")
-	})
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.at(p)
+			w.save(g, "k", "in")
+			time.Sleep(5 * time.Second)
+			snap := w.n.Snapshot()
+			w.must(g.Cancel(w.ctx(), StepOptions{}))
+			time.Sleep(5 * time.Second)
+			w.destroy(g, "k")
+			w.n.Restart(snap)
+			instance, err := w.n.Instance(w.ctx())
+			w.must(err)
+			_, err = updateControl(w.ctx(), w.n.Workflow("default"), func(c *Control) error { c.Instance = instance; return nil })
+			w.must(err)
+			time.Sleep(5 * time.Second)
+			w.reads(g, "k", "-")
+		})
+	}
 }
 
 func TestAMachineThatIsRebootedWithAnEmptyTarget(t *testing.T) {
