@@ -54,12 +54,21 @@ func (e *Engine) readUnder(ctx context.Context, a authority, key string, from re
 		e.arrow(ctx, "read origin", key)
 		octx, cancel := context.WithTimeout(ctx, a.times.Bound)
 		defer cancel()
-		return from(e.origin, octx, key)
+		o, err := from(e.origin, octx, key)
+		if err == nil && overdue(&o) && rec.Version() != o.Version() {
+			return store.Record{}, store.ErrAbsent // as it was before there was an intent
+		}
+		return o, err
 	}
 	if rec == nil {
 		return store.Record{}, store.ErrAbsent
 	}
 	return *rec, nil
+}
+
+// overdue reports whether rec is over, and only there still because nobody has collected it.
+func overdue(rec *store.Record) bool {
+	return rec != nil && !rec.Expires.IsZero() && !rec.Expires.After(time.Now())
 }
 
 // Inspect implements store.Store.
@@ -210,7 +219,15 @@ func (e *Engine) touchBoth(ctx context.Context, a authority, key string, expires
 	if err != nil {
 		return e.again(err) // a deadline that was moved and not answered for does no harm
 	}
-	if a.phase == Live && !present && (m.Kind == store.NoMarker || m.Kind == store.GoneMark) {
+	if m.Kind == store.Intent || m.Kind == store.AheadOf {
+		// Whoever made it may have read the deadline before it was moved, and writes it once more; and under an intent the
+		// origin may still have what is overdue. So that is brought to its end, or waited for.
+		if err := e.settle(ctx, a, key); err != nil && !errors.Is(err, store.ErrBusy) {
+			return e.again(err)
+		}
+		return errAgain
+	}
+	if a.phase == Live && !present {
 		// The target answers: what it does not have is no session any more, and an overdue one in the origin is none.
 		if !e.look(a) {
 			return errAgain

@@ -536,3 +536,79 @@ func TestReconcileMovesNoDeadlineBack(t *testing.T) {
 		w.holds(w.o, "k", "v")
 	})
 }
+
+// From live on a session that is over is none, though nobody has collected it in the origin.
+func TestWhatIsOverIsAbsentUnderAnIntent(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		s := stopAt("write", "k")
+		h := w.gateway(s.option)
+		w.both(g, h, Live)
+		w.must(g.Save(w.ctx(), "k", store.Record{Data: []byte("old"), Expires: time.Now().Add(10 * time.Second)}, store.Always))
+		w.reads(g, "k", "old")
+		time.Sleep(11 * time.Second)
+		w.reads(g, "k", "-")
+		saved := answered(func() error { return h.Save(w.ctx(), "k", hour("new"), store.Always) })
+		<-s.there
+		w.reads(g, "k", "-")
+		close(s.goOn)
+		w.must(<-saved)
+		w.reads(g, "k", "new")
+	})
+}
+
+func TestAConditionIsJudgedByWhatAReadAnswers(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Live)
+		w.must(g.Save(w.ctx(), "k", store.Record{Data: []byte("old"), Expires: time.Now().Add(10 * time.Second)}, store.Always))
+		time.Sleep(11 * time.Second)
+		w.reads(g, "k", "-")
+		if err := g.Save(w.ctx(), "k", hour("x"), store.IfPresent); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("Save if present: got %v, want ErrConflict", err)
+		}
+		w.reads(g, "k", "-")
+		if err := g.Save(w.ctx(), "k", hour("x"), store.IfVersion(store.VersionOf([]byte("old"), 0))); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("Save over what it was: got %v, want ErrConflict", err)
+		}
+		w.reads(g, "k", "-")
+		if err := g.Touch(w.ctx(), "k", hour("").Expires); !errors.Is(err, store.ErrAbsent) {
+			t.Errorf("Touch: got %v, want ErrAbsent", err)
+		}
+		w.reads(g, "k", "-")
+		if existed, err := g.Delete(w.ctx(), "k", store.IfPresent); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("Delete if present: got %v, %v, want ErrConflict", existed, err)
+		}
+		w.must(g.Save(w.ctx(), "k", hour("x"), store.IfAbsent))
+		w.reads(g, "k", "x")
+	})
+}
+
+func TestATouchBringsNothingBackThatIsOver(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		h := w.gateway()
+		w.both(g, h, Live)
+		w.must(g.Save(w.ctx(), "k", store.Record{Data: []byte("old"), Expires: time.Now().Add(10 * time.Second)}, store.Always))
+		time.Sleep(11 * time.Second)
+		w.reads(g, "k", "-")
+		w.origin.set(func(call, _ string) error {
+			if call == "save" {
+				return store.ErrUnknown
+			}
+			return nil
+		}, nil)
+		if err := g.Save(w.ctx(), "k", hour("x"), store.Always); err == nil {
+			t.Error("saved")
+		}
+		w.origin.up()
+		if err := h.Touch(w.ctx(), "k", hour("").Expires); !errors.Is(err, store.ErrAbsent) {
+			t.Errorf("Touch: got %v, want ErrAbsent", err)
+		}
+		time.Sleep(10 * time.Second)
+		w.reads(g, "k", "-")
+		w.at(Sync)
+		w.o.Collect()
+		w.reads(g, "k", "-")
+	})
+}

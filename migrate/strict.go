@@ -245,6 +245,15 @@ func (s *strict) giveUp(ctx context.Context, differ bool) {
 	_ = s.e.flow.Withdraw(cctx, s.key, s.op) // otherwise the sweep settles it
 }
 
+// seen is the version by which the client's condition is judged where v0 is what a write replaces. From live on what is
+// overdue in the origin, and the target does not have, is no session.
+func (s *strict) seen(v0 store.Version) store.Version {
+	if s.a.phase == Live && s.read && overdue(s.o) && s.n != v0 {
+		return store.Absent
+	}
+	return v0
+}
+
 // strictWrite is the write of sync and live: begin in the target, write in the origin, commit in the target.
 func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *store.Record, cond store.Condition) (existed bool, err error) {
 	s, err := e.begin(ctx, a, key)
@@ -270,9 +279,9 @@ func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *st
 			}
 			v0 = s.o.Version()
 		}
-		if !cond.Holds(v0) {
+		if !cond.Holds(s.seen(v0)) {
 			s.giveUp(ctx, try > 0)
-			return v0 != store.Absent, store.ErrConflict
+			return s.seen(v0) != store.Absent, store.ErrConflict
 		}
 		if !e.look(a) {
 			s.giveUp(ctx, try > 0)
@@ -281,7 +290,7 @@ func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *st
 		err := s.writeOrigin(ctx, x, v0)
 		switch {
 		case err == nil:
-			return v0 != store.Absent, s.answer(s.commit(ctx, x)) // a commit that failed is acknowledged all the same
+			return s.seen(v0) != store.Absent, s.answer(s.commit(ctx, x)) // a commit that failed is acknowledged all the same
 		case errors.Is(err, store.ErrConflict) && try < 4:
 			// Somebody else wrote. Where one side is absent it may only have been expiry or a collector.
 			was := v0
