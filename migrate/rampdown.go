@@ -70,7 +70,9 @@ func (e *Engine) touchAhead(ctx context.Context, a authority, key string, expire
 	}
 	switch m.Kind {
 	case store.AheadOf:
-		return nil // whoever propagates it takes the deadline along
+		// Whoever propagates it may have read the deadline before it was moved. One version further he looks again.
+		_, err := e.ahead(ctx, a, key, func(op store.Op) (store.Ahead, error) { return e.flow.MarkAhead(ctx, key, op) })
+		return err
 	case store.Intent:
 		// Left from live: the origin decides, so settle it first and touch what there is then.
 		if err := e.settle(ctx, a, key); err != nil && !errors.Is(err, store.ErrBusy) {

@@ -612,3 +612,56 @@ func TestATouchBringsNothingBackThatIsOver(t *testing.T) {
 		w.reads(g, "k", "-")
 	})
 }
+
+func TestATouchMovesTheDeadlineOfWhatIsBeingPropagated(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		s := stopAt("write", "k")
+		h := w.gateway(s.option)
+		w.both(g, h, RampDown)
+		w.save(h, "k", "in")
+		<-s.there
+		w.must(g.Touch(w.ctx(), "k", time.Now().Add(10*time.Hour)))
+		close(s.goOn)
+		time.Sleep(5 * time.Second)
+		r, err := w.o.Load(w.ctx(), "k")
+		w.must(err)
+		if d := time.Until(r.Expires); d < 9*time.Hour {
+			t.Errorf("in the origin it ends in %v", d)
+		}
+		w.at(Sync)
+		time.Sleep(2 * time.Hour)
+		w.o.Collect()
+		w.reads(g, "k", "in")
+	})
+}
+
+func TestATouchMovesTheDeadlineOfWhatIsNotCommittedYet(t *testing.T) {
+	for _, p := range []Phase{Sync, Live} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			h, _, view := w.view()
+			w.both(g, h, p)
+			w.save(g, "k", "was")
+			there, goOn := make(chan struct{}), make(chan struct{})
+			var once atomic.Bool
+			view.set(func(call, key string) error {
+				if call == "commit" && once.CompareAndSwap(false, true) {
+					close(there)
+					<-goOn
+				}
+				return nil
+			}, nil)
+			saved := answered(func() error { return h.Save(w.ctx(), "k", hour("in"), store.Always) })
+			<-there // the write has happened
+			touched := answered(func() error { return g.Touch(w.ctx(), "k", time.Now().Add(10*time.Hour)) })
+			time.Sleep(100 * time.Millisecond)
+			close(goOn)
+			w.must(<-saved)
+			w.must(<-touched)
+			w.at(Live)
+			time.Sleep(2 * time.Hour)
+			w.reads(g, "k", "in")
+		})
+	}
+}
