@@ -29,13 +29,14 @@ type run struct {
 	*world
 	seed uint64
 
-	mu      sync.Mutex // guards rng, history, story, nodes
-	rng     *rand.Rand
-	history map[string][]porcupine.Operation
-	maybe   map[string][]time.Time // touches of which nobody knows whether they happened
-	locked  map[string]int         // how many have the application's lock
-	story   []string
-	nodes   []*node
+	mu       sync.Mutex // guards rng and what follows, up to faults
+	rng      *rand.Rand
+	history  map[string][]porcupine.Operation
+	maybe    map[string][]time.Time // touches of which nobody knows whether they happened
+	locked   map[string]int         // how many have the application's lock
+	story    []string
+	nodes    []*node
+	stepping map[*Engine]bool // who has a command
 
 	faults faults
 }
@@ -70,6 +71,7 @@ type faults struct {
 	controls           bool // what commands and renewals send fails, too
 	forgets            bool // living gateways are forgotten
 	failovers          bool // the target also comes back in ramp-down
+	commands           bool // three controllers at one time
 	locks              bool // clients also take the application's lock
 	unsealed           bool // the origin cannot compare its mark and write in one step
 	slow               bool // now and then a write to the origin takes most of its bound
@@ -508,6 +510,14 @@ func until(stop chan struct{}, f func()) {
 func (r *run) command() {
 	time.Sleep(r.upTo(3 * time.Second))
 	g := r.living().g
+	r.mu.Lock()
+	if r.stepping[g] {
+		r.mu.Unlock()
+		return // a mutex that is waited for stops the clock
+	}
+	r.stepping[g] = true
+	r.mu.Unlock()
+	defer func() { r.mu.Lock(); delete(r.stepping, g); r.mu.Unlock() }()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	b, err := r.n.Workflow("default").Control(ctx)
@@ -647,7 +657,7 @@ func (r *run) restart() {
 // simulation runs one seed and returns what was violated.
 func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 	simulate(t, func(w *world) {
-		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, maybe: map[string][]time.Time{}, locked: map[string]int{}, faults: f}
+		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, maybe: map[string][]time.Time{}, locked: map[string]int{}, stepping: map[*Engine]bool{}, faults: f}
 		w.origin = &faulty{Origin: &lateOrigin{w.o, r}}
 		w.target = &faultyTarget{Target: &lateTarget{w.n, r}}
 		for range 3 {
@@ -667,7 +677,7 @@ func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 		for _, b := range []struct {
 			on bool
 			do func()
-		}{{true, r.command}, {f.outages, r.outage}, {f.freezes, r.freeze}, {f.cuts, r.cutOff}, {f.kills, r.kill}, {f.restarts, r.restart}, {f.rolls, r.roll}, {f.reconnects, r.reconnect}, {f.forgets, r.forget}} {
+		}{{true, r.command}, {f.commands, r.command}, {f.commands, r.command}, {f.outages, r.outage}, {f.freezes, r.freeze}, {f.cuts, r.cutOff}, {f.kills, r.kill}, {f.restarts, r.restart}, {f.rolls, r.roll}, {f.reconnects, r.reconnect}, {f.forgets, r.forget}} {
 			if b.on {
 				background.Go(func() { until(stop, b.do) })
 			}
@@ -821,7 +831,8 @@ func TestSimulation(t *testing.T) {
 			restarts: true, failovers: true, cancels: true, rolls: true, reconnects: true},
 		"all but restarts": {refuse: 0.01, lose: 0.02, controls: true, outages: true, stops: true, freezes: true, cuts: true, kills: true, cancels: true,
 			rolls: true, reconnects: true, completes: true, slow: true, forgets: true},
-		"and slowly": {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
+		"commands meet": {refuse: 0.01, lose: 0.02, controls: true, freezes: true, cuts: true, cancels: true, commands: true},
+		"and slowly":    {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, seed := range seeds(6) {
