@@ -469,7 +469,8 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 	})
 }
 
-// reconcileKey makes the target hold what the origin holds, under an intent.
+// reconcileKey makes the target hold what the origin holds, under an intent. In live the target answers: what only the
+// origin lacks went by its collector, and is put back there.
 func (e *Engine) reconcileKey(ctx context.Context, a authority, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.times.Marker)
 	defer cancel()
@@ -481,6 +482,22 @@ func (e *Engine) reconcileKey(ctx context.Context, a authority, key string) erro
 	if err := s.readOrigin(ctx); err != nil {
 		s.giveUp(ctx, true) // they differ: readers shall go on asking the origin
 		return err
+	}
+	if s.o == nil && a.phase == Live && a.reconciled && !s.took {
+		n, err := e.target.Inspect(ctx, key)
+		if err == nil && !e.look(a) {
+			err = errAgain
+		}
+		if err == nil {
+			s.o = &n
+			err = s.putBack(ctx, &n)
+		}
+		if err != nil && !errors.Is(err, store.ErrAbsent) {
+			if store.OutcomeOf(err) != store.OutcomeUnknown {
+				s.giveUp(ctx, errors.Is(err, store.ErrConflict))
+			}
+			return err
+		}
 	}
 	if err := s.commitRead(ctx); err != nil {
 		return fmt.Errorf("%w: %w", errAgain, err)

@@ -153,3 +153,22 @@ func TestAWorkerThatIsHeldBackIsPausedAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// In live the target answers, and what a collector takes from the origin ends nobody's session.
+func TestARepairInLiveLogsNobodyOut(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Live)
+		w.save(g, "k", "in")
+		_, err := w.o.Delete(w.ctx(), "k", store.Always)
+		w.must(err)
+		w.reads(g, "k", "in")
+		r, err := g.Diff(w.ctx(), DiffOptions{Repair: true})
+		w.must(err)
+		if r.Repaired != 1 || r.Differences() != 0 {
+			t.Errorf("%+v", r.DiffEnd)
+		}
+		w.reads(g, "k", "in")
+		w.holds(w.o, "k", "in")
+	})
+}
