@@ -665,3 +665,49 @@ func TestATouchMovesTheDeadlineOfWhatIsNotCommittedYet(t *testing.T) {
 		})
 	}
 }
+
+// A collector that goes by a shorter lifetime than the gateways do takes sessions from the origin that live answers.
+func TestAConditionInLiveIsNotJudgedByACollector(t *testing.T) {
+	was := store.VersionOf([]byte("in"), 0)
+	for name, tc := range map[string]struct {
+		do   func(w *world, g *Engine) error
+		err  error
+		then string
+	}{
+		"save if present": {func(w *world, g *Engine) error { return g.Save(w.ctx(), "k", hour("x"), store.IfPresent) }, nil, "x"},
+		"save over it":    {func(w *world, g *Engine) error { return g.Save(w.ctx(), "k", hour("x"), store.IfVersion(was)) }, nil, "x"},
+		"save if absent":  {func(w *world, g *Engine) error { return g.Save(w.ctx(), "k", hour("x"), store.IfAbsent) }, store.ErrConflict, "in"},
+		"delete if present": {func(w *world, g *Engine) error {
+			existed, err := g.Delete(w.ctx(), "k", store.IfPresent)
+			if !existed {
+				w.t.Error("nothing was deleted")
+			}
+			return err
+		}, nil, "-"},
+		"refused by the origin": {func(w *world, g *Engine) error {
+			n := 0
+			w.origin.set(func(call, _ string) error {
+				if n++; call == "save" && n > 1 {
+					return store.ErrUnavailable
+				}
+				return nil
+			}, nil)
+			defer w.origin.up()
+			return g.Save(w.ctx(), "k", hour("x"), store.Always)
+		}, store.ErrUnavailable, "in"},
+	} {
+		simulate(t, func(w *world) {
+			g := w.gateway()
+			w.at(Live)
+			w.save(g, "k", "in")
+			_, err := w.o.Delete(w.ctx(), "k", store.Always)
+			w.must(err)
+			if err := tc.do(w, g); !errors.Is(err, tc.err) {
+				t.Errorf("%s: got %v, want %v", name, err, tc.err)
+			}
+			w.reads(g, "k", tc.then)
+			time.Sleep(10 * time.Second)
+			w.reads(g, "k", tc.then)
+		})
+	}
+}

@@ -245,14 +245,23 @@ func (s *strict) giveUp(ctx context.Context, differ bool) {
 	_ = s.e.flow.Withdraw(cctx, s.key, s.op) // otherwise the sweep settles it
 }
 
-// seen is the version by which the client's condition is judged where v0 is what a write replaces. From live on what is
-// overdue in the origin, and the target does not have, is no session.
+// seen is the version by which the client's condition is judged where v0 is what a write replaces. From live on the target
+// answers: what is overdue in the origin, and the target does not have, is no session, and what the origin alone lacks went
+// by its collector.
 func (s *strict) seen(v0 store.Version) store.Version {
-	if s.a.phase == Live && s.read && overdue(s.o) && s.n != v0 {
+	switch {
+	case s.a.phase != Live || !s.read:
+		return v0
+	case overdue(s.o) && s.n != v0:
 		return store.Absent
+	case s.o == nil && !s.took && s.a.reconciled:
+		return s.n
 	}
 	return v0
 }
+
+// differ reports whether the stores were seen to hold different sessions.
+func (s *strict) differ() bool { return s.read && s.seen(s.o.Version()) != s.n }
 
 // strictWrite is the write of sync and live: begin in the target, write in the origin, commit in the target.
 func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *store.Record, cond store.Condition) (existed bool, err error) {
@@ -280,11 +289,11 @@ func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *st
 			v0 = s.o.Version()
 		}
 		if !cond.Holds(s.seen(v0)) {
-			s.giveUp(ctx, try > 0)
+			s.giveUp(ctx, try > 0 && s.differ())
 			return s.seen(v0) != store.Absent, store.ErrConflict
 		}
 		if !e.look(a) {
-			s.giveUp(ctx, try > 0)
+			s.giveUp(ctx, try > 0 && s.differ())
 			return false, errAgain
 		}
 		err := s.writeOrigin(ctx, x, v0)
@@ -310,7 +319,7 @@ func (e *Engine) strictWrite(ctx context.Context, a authority, key string, x *st
 			}
 			return false, err // the intent stays
 		default:
-			s.giveUp(ctx, try > 0)
+			s.giveUp(ctx, try > 0 && s.differ())
 			return false, notDone(err)
 		}
 	}
