@@ -633,3 +633,32 @@ func TestCancelLeavesNoSealedOrigin(t *testing.T) {
 		w.reads(g, "k", "v")
 	})
 }
+
+func TestWhatIsNotCompleteIsNotPurged(t *testing.T) {
+	simulate(t, func(w *world) {
+		b := w.gateway()
+		a, _, view := w.view()
+		w.both(b, a, RampDown)
+		w.save(b, "k", "in")
+		time.Sleep(5 * time.Second)
+		snap := w.n.Snapshot()
+		record := func() *Control {
+			c, err := readControl(w.ctx(), w.n.Workflow("default"))
+			w.must(err)
+			return c
+		}
+		var once atomic.Bool
+		view.set(nil, func(call, _ string) error {
+			if c := record(); call == "swapcontrol" && c.Phase == Complete && c.Done && once.CompareAndSwap(false, true) {
+				w.n.Restart(snap)
+			}
+			return nil
+		})
+		if err := a.Complete(w.within(20*time.Second), StepOptions{}); err == nil {
+			t.Error("it is complete")
+		}
+		if c := record(); c.Purged {
+			t.Errorf("%s, and purged", c.Phase)
+		}
+	})
+}

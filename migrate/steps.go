@@ -265,7 +265,13 @@ func (e *Engine) Complete(ctx context.Context, opt StepOptions) error {
 	if opt.DryRun {
 		return nil
 	}
-	if c, err = updateControl(ctx, e.flow, func(c *Control) error { c.Purged = true; return nil }); err != nil {
+	if c, err = updateControl(ctx, e.flow, func(c *Control) error {
+		if c.Phase != Complete || !c.Done { // the target has come back with an older memory, or somebody repairs it
+			return errOvertaken
+		}
+		c.Purged = true
+		return nil
+	}); err != nil {
 		return err
 	}
 	if err := e.flow.Purge(ctx, c.raw); err != nil { // once more, if an earlier run was killed just here
