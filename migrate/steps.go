@@ -675,10 +675,13 @@ func (e *Engine) finishStep(ctx context.Context, c *Control) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if mark.Seal.Floor == store.FloorSync && mark.Seal.Epoch < c.Epoch-1 {
+		if mark.Seal.Floor == store.FloorSync { // whatever its epoch: two may have begun the step
 			next := mark
-			next.Seal.Epoch = c.Epoch - 1
-			if err := e.origin.SwapMark(ctx, mark, next); err != nil {
+			next.Seal.Epoch = max(mark.Seal.Epoch+1, c.Epoch-1)
+			switch err := e.origin.SwapMark(ctx, mark, next); {
+			case errors.Is(err, store.ErrConflict):
+				return false, &waitError{"somebody else writes the origin's seal"}
+			case err != nil:
 				return false, err
 			}
 			e.refreshMark(ctx)

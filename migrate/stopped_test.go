@@ -711,3 +711,53 @@ func TestAConditionInLiveIsNotJudgedByACollector(t *testing.T) {
 		})
 	}
 }
+
+// The second seal of the step into sync is the origin's fence: what was begun under any before it must not land.
+func TestTheOriginIsFencedThoughTwoStepIntoSync(t *testing.T) {
+	simulate(t, func(w *world) {
+		c := w.gateway()
+		a, _, first := w.view()
+		b, second, _ := w.view()
+		w.both(a, b, DualWrite)
+		w.phase(c, DualWrite)
+		var before store.Mark
+		raised, goOn := make(chan struct{}), make(chan struct{})
+		var once, twice atomic.Bool
+		second.set(func(call, _ string) error {
+			if m, _ := w.o.Mark(w.ctx()); call == "swapmark" && m.Seal.Floor == store.FloorSync && once.CompareAndSwap(false, true) {
+				<-goOn
+			}
+			return nil
+		}, func(call, _ string) error {
+			if call == "swapmark" && once.Load() && twice.CompareAndSwap(false, true) {
+				before, _ = w.o.Mark(w.ctx())
+				close(raised)
+			}
+			return nil
+		})
+		opt := w.opt()
+		say, late := opt.Say, make(chan error, 1)
+		opt.Say = func(line string) {
+			say(line)
+			if strings.HasPrefix(line, "sealed") {
+				go func() { late <- b.SwitchTraffic(w.ctx(), Sync, StepOptions{}) }()
+			}
+		}
+		var swapped atomic.Bool
+		first.set(func(call, _ string) error {
+			if call == "swapcontrol" && once.Load() && swapped.CompareAndSwap(false, true) {
+				close(goOn)
+				<-raised
+			}
+			return nil
+		}, nil)
+		w.must(a.SwitchTraffic(w.ctx(), Sync, opt))
+		<-late
+		if !swapped.Load() || before.Seal.Floor != store.FloorSync {
+			t.Fatalf("they did not meet: %+v", before.Seal)
+		}
+		if err := w.o.Under(before).Save(w.ctx(), "k", hour("late"), store.Always); !errors.Is(err, store.ErrSealed) {
+			t.Errorf("what was begun under %+v: got %v, want ErrSealed", before.Seal, err)
+		}
+	})
+}
