@@ -197,7 +197,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 					if a.phase == DualWrite {
 						err = e.copyNow(ctx, a, key)
 					} else {
-						err = e.reconcileKey(ctx, a, key)
+						err = e.reconcileKey(ctx, a, key, a.phase == Live)
 					}
 					if err != nil {
 						return err

@@ -431,7 +431,7 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 					tally.same.Add(1)
 					continue
 				}
-				switch err := e.reconcileKey(ctx, a, entry.Key); {
+				switch err := e.reconcileKey(ctx, a, entry.Key, false); {
 				case err == nil:
 					tally.copied.Add(1)
 				case errors.Is(err, store.ErrInvalid): // its intent stays: readers ask the origin, as before the move
@@ -469,9 +469,9 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 	})
 }
 
-// reconcileKey makes the target hold what the origin holds, under an intent. In live the target answers: what only the
-// origin lacks went by its collector, and is put back there.
-func (e *Engine) reconcileKey(ctx context.Context, a authority, key string) error {
+// reconcileKey makes the target hold what the origin holds, under an intent. With putBack, which is for live, where the
+// target answers, what the origin alone lacks is taken to have gone by its collector, and is put back there.
+func (e *Engine) reconcileKey(ctx context.Context, a authority, key string, putBack bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.times.Marker)
 	defer cancel()
 	s, err := e.begin(ctx, a, key)
@@ -483,7 +483,7 @@ func (e *Engine) reconcileKey(ctx context.Context, a authority, key string) erro
 		s.giveUp(ctx, true) // they differ: readers shall go on asking the origin
 		return err
 	}
-	if s.o == nil && a.phase == Live && a.reconciled && !s.took {
+	if putBack && s.o == nil && a.reconciled && !s.took {
 		n, err := e.target.Inspect(ctx, key)
 		if err == nil && !e.look(a) {
 			err = errAgain

@@ -301,7 +301,7 @@ func TestATouchAtTheLastMomentOutlivesTheReconcilePass(t *testing.T) {
 		touched := answered(func() error { return a.Touch(w.ctx(), "k", hour("").Expires) })
 		<-s.there
 		c, _ := b.current()
-		w.must(b.reconcileKey(w.ctx(), c, "k"))
+		w.must(b.reconcileKey(w.ctx(), c, "k", false))
 		close(s.goOn)
 		w.must(<-touched)
 		w.at(Live)

@@ -215,7 +215,7 @@ func (e *Engine) settleLate(key string) {
 		if err := e.serve(ctx, key, func(a authority) error {
 			switch {
 			case a.phase.strict():
-				return e.reconcileKey(ctx, a, key)
+				return e.reconcileKey(ctx, a, key, false) // what it took away may be what is missing
 			case a.phase == RampDown:
 				_, err := e.ahead(ctx, a, key, func(op store.Op) (store.Ahead, error) { return e.flow.MarkAhead(ctx, key, op) })
 				if errors.Is(err, store.ErrAbsent) {
