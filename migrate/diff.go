@@ -14,7 +14,7 @@ type DiffOptions struct {
 	Rounds    int           // a difference counts when it is there in every round. Default 3
 	Interval  time.Duration // between rounds. Default 300 ms
 	Tolerance time.Duration // deadlines this far apart are the same. Default 5 s
-	Repair    bool          // copy again what differs: in dual-write, plainly; in sync and above, strictly
+	Repair    bool          // copy again what differs: in dual-write, plainly; in sync and live, strictly; in ramp-down, to the origin
 	Sample    int           // how many differences are described. Default 20
 	Say       func(line string)
 }
@@ -191,12 +191,15 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	if opt.Repair {
 		again := differing()
 		if err := e.deal(ctx, again, func(ctx context.Context, keys []string) error {
-			return e.under(ctx, func(p Phase) bool { return p == DualWrite || p.strict() }, func(ctx context.Context, a authority) error {
+			return e.under(ctx, func(p Phase) bool { return p >= DualWrite && p <= RampDown }, func(ctx context.Context, a authority) error {
 				for _, key := range keys {
 					var err error
-					if a.phase == DualWrite {
+					switch a.phase {
+					case DualWrite:
 						err = e.copyNow(ctx, a, key)
-					} else {
+					case RampDown:
+						err = e.owe(ctx, a, key)
+					default:
 						err = e.reconcileKey(ctx, a, key, a.phase == Live)
 					}
 					if err != nil {

@@ -159,6 +159,15 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 			Value:  fmt.Sprintf("%d intents, %d ahead, the oldest dead for %v", u.Intents, u.Aheads, max(0, u.Oldest)),
 			Remedy: "the origin has to take what it is owed; is it reachable?"})
 		add(e.soakGate(c, opt))
+	case to == Live && !up:
+		if !c.Reconciled && gather {
+			// A person decided for a target that had forgotten what the origin was owed.
+			d, err := e.Diff(ctx, DiffOptions{Repair: true})
+			add(Gate{Name: "diff", Open: err == nil && d.Missing+d.Extra+d.Mismatch == 0, Hard: true,
+				Value: evidence(err, fmt.Sprintf("%d compared: %d missing, %d extra, %d mismatched, %d brought to the origin",
+					d.Compared, d.Missing, d.Extra, d.Mismatch, d.Repaired)),
+				Remedy: "the origin has to take what the target holds; is it reachable?"})
+		}
 	case to == Sync && !up:
 		u, err := e.flow.Unsettled(ctx, 0)
 		if err != nil {

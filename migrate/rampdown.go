@@ -54,6 +54,18 @@ func (e *Engine) ahead(ctx context.Context, a authority, key string, write func(
 	}
 }
 
+// owe has the origin brought to what the target holds.
+func (e *Engine) owe(ctx context.Context, a authority, key string) error {
+	_, err := e.ahead(ctx, a, key, func(op store.Op) (store.Ahead, error) { return e.flow.MarkAhead(ctx, key, op) })
+	if errors.Is(err, store.ErrAbsent) {
+		_, err = e.writeAhead(ctx, a, key, nil, store.IfAbsent)
+	}
+	if errors.Is(err, store.ErrConflict) {
+		return nil // somebody has written it meanwhile, ahead
+	}
+	return err
+}
+
 // touchAhead is the touch of ramp-down: the target answers, the origin follows. Where the origin does not have the
 // session, or cannot be asked, the value is marked ahead as it stands.
 func (e *Engine) touchAhead(ctx context.Context, a authority, key string, expires time.Time) error {

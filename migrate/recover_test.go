@@ -184,6 +184,31 @@ func TestRepairWithTheTarget(t *testing.T) {
 	})
 }
 
+// What the target has forgotten, markers included, the origin may still have: it is brought to what the target holds before
+// it decides again.
+func TestTheWayDownAfterARepairWithTheTarget(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(RampDown)
+		snap := w.n.Snapshot()
+		w.save(g, "in", "v")
+		w.save(g, "out", "v")
+		time.Sleep(10 * time.Second)
+		w.origin.down()
+		w.destroy(g, "out")
+		w.n.Restart(snap)
+		w.origin.up()
+		time.Sleep(10 * time.Second)
+		w.must(g.Repair(w.ctx(), "target", StepOptions{Reason: "they log in again"}))
+		w.save(g, "new", "v")
+		w.at(DualWrite)
+		w.reads(g, "out", "-")
+		w.reads(g, "in", "-")
+		w.reads(g, "new", "v")
+		w.holds(w.o, "out", "-")
+	})
+}
+
 func TestTargetRestartsWithItsData(t *testing.T) {
 	for _, p := range []Phase{Sync, Live, RampDown, Complete} {
 		t.Run(p.String(), func(t *testing.T) {

@@ -217,11 +217,7 @@ func (e *Engine) settleLate(key string) {
 			case a.phase.strict():
 				return e.reconcileKey(ctx, a, key, false) // what it took away may be what is missing
 			case a.phase == RampDown:
-				_, err := e.ahead(ctx, a, key, func(op store.Op) (store.Ahead, error) { return e.flow.MarkAhead(ctx, key, op) })
-				if errors.Is(err, store.ErrAbsent) {
-					_, err = e.writeAhead(ctx, a, key, nil, store.IfAbsent)
-				}
-				return err
+				return e.owe(ctx, a, key)
 			case a.phase == DualWrite:
 				e.copySoon(key)
 			}
