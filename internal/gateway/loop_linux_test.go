@@ -132,10 +132,7 @@ func (w *wired) kill() {
 
 func wire(t testing.TB, st store.Store) *wired {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := freeListener(t)
 	w := &wired{Store: st, l: l, conns: map[net.Conn]bool{}, timeout: 2 * time.Second}
 	w.wg.Go(func() {
 		for {
@@ -174,7 +171,7 @@ func wire(t testing.TB, st store.Store) *wired {
 func (w *wired) Raw() (bool, int, time.Duration) { return true, 512 << 20, w.timeout }
 
 func (w *wired) Dial(ctx context.Context) (net.Conn, func() bool, error) {
-	nc, err := new(net.Dialer).DialContext(ctx, "tcp", w.l.Addr().String())
+	nc, err := new(net.Dialer).DialContext(ctx, w.l.Addr().Network(), w.l.Addr().String())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil && w.small {
@@ -1873,7 +1870,7 @@ func FuzzLoop(f *testing.F) {
 					}
 					rest = rest[n:]
 				}
-				c.nc.(*net.TCPConn).CloseWrite()
+				c.nc.(interface{ CloseWrite() error }).CloseWrite()
 			}()
 			c.nc.SetReadDeadline(time.Now().Add(patience))
 			out, err := io.ReadAll(c.nc)

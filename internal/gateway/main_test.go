@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	flags "flag"
 	"io"
 	"log/slog"
 	"net"
@@ -129,11 +130,27 @@ func start(t testing.TB, site Site) *gateway { return startWith(t, site, Options
 
 func startWith(t testing.TB, site Site, opt Options) *gateway {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return startOn(t, site, opt, freeListener(t))
+}
+
+// freeListener returns a listener on a free address. That is a unix socket while fuzzing: the ports of a machine do not last for
+// a minute of connections, each of which keeps its own in TIME_WAIT for as long.
+func freeListener(t testing.TB) net.Listener {
+	t.Helper()
+	network, addr := "tcp", "127.0.0.1:0"
+	if f := flags.Lookup("test.fuzz"); f != nil && f.Value.String() != "" {
+		dir, err := os.MkdirTemp("", "gw")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		network, addr = "unix", dir+"/s"
+	}
+	l, err := net.Listen(network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return startOn(t, site, opt, l)
+	return l
 }
 
 func startOn(t testing.TB, site Site, opt Options, l net.Listener) *gateway {
