@@ -184,6 +184,21 @@ func TestRepairWithTheTarget(t *testing.T) {
 	})
 }
 
+func TestNobodyGoesBackToTheOriginAfterComplete(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Complete)
+		w.target.down()
+		time.Sleep(10 * time.Second)
+		var usage *UsageError
+		if err := g.Repair(w.ctx(), "origin", StepOptions{Reason: "the target is away"}); !errors.As(err, &usage) {
+			t.Errorf("Repair: got %v", err)
+		}
+		w.target.up()
+		w.save(g, "k", "v")
+	})
+}
+
 // What the target has forgotten, markers included, the origin may still have: it is brought to what the target holds before
 // it decides again.
 func TestTheWayDownAfterARepairWithTheTarget(t *testing.T) {

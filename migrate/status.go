@@ -276,6 +276,12 @@ func (e *Engine) Repair(ctx context.Context, use string, opt StepOptions) error 
 	if a, err := e.current(); err == nil && a.lease {
 		return &UsageError{"this gateway has a lease in the target and serves: there is nothing to decide"}
 	}
+	e.mu.Lock()
+	known := e.auth.control
+	e.mu.Unlock()
+	if known != nil && known.Purged {
+		return &UsageError{"the move is complete: the target alone has the sessions, and what the origin has is old"}
+	}
 	if opt.DryRun {
 		opt.say("would go on with the %s", use)
 		return nil
@@ -295,9 +301,6 @@ func (e *Engine) Repair(ctx context.Context, use string, opt StepOptions) error 
 	if err != nil {
 		return err
 	}
-	e.mu.Lock()
-	known := e.auth.control
-	e.mu.Unlock()
 	phase := RampDown
 	if known != nil {
 		phase = max(known.Phase, RampDown)
