@@ -52,7 +52,8 @@ type node struct {
 	still      time.Time  // until when it stands still
 	cutO, cutN time.Time  // until when it is cut off from a store
 	dead       bool
-	closing    bool // it is stopped in good order: it works, and nobody uses it
+	closing    bool // it is stopped in good order: it works, and nobody comes any more
+	holders    int  // clients that have a lock
 }
 
 // faults are probabilities per call.
@@ -406,6 +407,8 @@ func (n *node) read(client int, key string, patience time.Duration) (err error) 
 func (r *run) lock(id int, key string, n *node) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
 	defer cancel()
+	n.holding(1) // from when it asks
+	defer n.holding(-1)
 	token := fmt.Sprint("t", id, time.Now().UnixNano())
 	if err := n.g.Lock(ctx, key, token, 60*time.Second); err != nil {
 		return
@@ -600,10 +603,25 @@ func (r *run) roll() {
 	n.nmu.Lock()
 	n.closing = true
 	n.nmu.Unlock()
+	for n.busy() { // the server in front of it waits for them
+		time.Sleep(10 * time.Millisecond)
+	}
 	n.g.Close()
 	n.nmu.Lock()
 	n.dead = true
 	n.nmu.Unlock()
+}
+
+func (n *node) busy() bool {
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	return n.holders > 0
+}
+
+func (n *node) holding(by int) {
+	n.nmu.Lock()
+	defer n.nmu.Unlock()
+	n.holders += by
 }
 
 func (r *run) reconnect() {

@@ -57,7 +57,8 @@ type conn struct {
 	began  time.Time // when the command that is still incomplete began; zero if there is none
 
 	reads reads
-	bound []string // ids whose locks end with the connection
+	bound []string     // ids whose locks end with the connection
+	holds atomic.Int32 // how many locks it has taken that are neither released nor over
 
 	charged atomic.Int64 // bytes beyond what is free
 	stuck   atomic.Int64 // since when (in ns) the connection has been charged; 0: it is not
@@ -239,7 +240,8 @@ func (c *conn) due() time.Time {
 	default:
 		due = due.Add(l.Idle)
 	}
-	if start := c.s.drain.Load(); start != 0 {
+	// Who holds a lock is in the middle of a page, and may lose it with this process: a flock does not outlive it.
+	if start := c.s.drain.Load(); start != 0 && c.holds.Load() == 0 {
 		last := min(c.active.UnixNano(), start)
 		if end := time.Unix(0, last).Add(max(0, c.s.site.Linger)); end.Before(due) {
 			return end

@@ -342,6 +342,30 @@ func TestShutdownIsGentle(t *testing.T) {
 	}
 }
 
+// A page that takes longer than Linger saves what it has under the lock that it took, and is not disturbed.
+func TestShutdownWaitsForAPageThatHoldsALock(t *testing.T) {
+	gw := start(t, Site{Linger: 50 * time.Millisecond})
+	page, other, stuck := gw.dial(), gw.dial(), gw.dial()
+	page.want("+OK\r\n", "SET", "k_LOCK", "t", "NX", "PX", "10000")
+	stuck.want("+OK\r\n", "SET", "s_LOCK", "t", "NX", "PX", "700") // nobody releases this one
+	done := make(chan error)
+	go func() { done <- gw.Shutdown(context.Background()) }()
+	other.closed()
+	time.Sleep(200 * time.Millisecond) // longer than Linger
+	page.want("+OK\r\n", "SETEX", "k", "100", "v")
+	page.want(":1\r\n", "EVAL", phpredisScript, "1", "k_LOCK", "t")
+	page.closed()
+	stuck.closed()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("Shutdown does not end")
+	}
+}
+
 func TestShutdownGivesUp(t *testing.T) {
 	st := newScripted()
 	gw := start(t, Site{Store: st, Hold: time.Minute})

@@ -15,7 +15,8 @@ import (
 // one session in this process only the first asks the store, and not before the connection of ours that holds the lock
 // has released it: the others are woken in the order in which they came.
 type locks struct {
-	expire func() // counts
+	expire func()        // counts
+	free   func(c *conn) // c holds no lock any more
 
 	waiting, held atomic.Int64
 
@@ -37,8 +38,8 @@ type heldLock struct {
 	timer *time.Timer
 }
 
-func newLocks(expire func()) *locks {
-	return &locks{expire: expire, queues: map[string]*queue{}}
+func newLocks(expire func(), free func(*conn)) *locks {
+	return &locks{expire: expire, free: free, queues: map[string]*queue{}}
 }
 
 // try takes the turn if that needs no waiting.
@@ -135,6 +136,7 @@ func (l *locks) took(id, token string, life time.Duration, c *conn, bound bool) 
 		}
 	})
 	l.held.Add(1)
+	c.holds.Add(1)
 }
 
 // released notes that the lock that token had on id is gone from the store.
@@ -160,6 +162,9 @@ func (l *locks) drop(id string, h *heldLock) bool {
 	h.timer.Stop()
 	q.holder = nil
 	l.held.Add(-1)
+	if h.by.holds.Add(-1) == 0 {
+		l.free(h.by)
+	}
 	l.next(id, q)
 	return true
 }

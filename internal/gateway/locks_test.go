@@ -182,7 +182,7 @@ func TestLockTwiceOnOneConnection(t *testing.T) {
 
 // However many give up at whatever moment, the turn is never lost and never with two.
 func TestTurnsAreNotLost(t *testing.T) {
-	l := newLocks(func() {})
+	l := newLocks(func() {}, func(*conn) {})
 	var wg sync.WaitGroup
 	var having atomic.Int64
 	for range 8 {

@@ -97,7 +97,11 @@ func New(site Site, opt Options) (*Server, error) {
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{},
 	}
 	setDefault(&s.log, slog.New(slog.DiscardHandler))
-	s.locks = newLocks(func() { s.count.expired.Add(1) })
+	s.locks = newLocks(func() { s.count.expired.Add(1) }, func(c *conn) {
+		if s.drain.Load() != 0 {
+			c.io.hurry()
+		}
+	})
 	s.ctx, s.giveUp = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -212,8 +216,8 @@ func (s *Server) ended(c *conn) {
 }
 
 // Shutdown stops accepting. A connection is closed once its running commands are answered and its client has been quiet
-// for Site.Linger, or that long after the beginning if it never is. Shutdown returns when all are closed, or with ctx's
-// error at its end; then what is left is cut off.
+// for Site.Linger, or that long after the beginning if it never is, but not while it holds a lock: a page is under way.
+// Shutdown returns when all are closed, or with ctx's error at its end; then what is left is cut off.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop()
 	done := make(chan struct{})
