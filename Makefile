@@ -67,7 +67,7 @@ fuzz: ## every fuzz target for FUZZTIME
 	done; \
 	[ -z "$$failed" ]
 
-soak: setup ## a thousand simulated runs of each kind (SESSILE_TRACE=1 tells the story of one that fails); ten minutes
+soak: setup ## six hundred simulated runs of each kind (SESSILE_TRACE=1 tells the story of one that fails); ten minutes
 	SESSILE_SOAK=1 go test $(TESTFLAGS) -count 1 -v -timeout 12h -run 'TestSimulation$$' ./migrate
 
 faults: setup ## servers and gateways killed for real, and every guard switched off, with the table that comes of it
