@@ -96,7 +96,7 @@ var siteSettings = []Setting{
 		duration(time.Second, 24*time.Hour, func(_ *Config, s *Site) *time.Duration { return &s.LockLife })},
 	{"destroyed-memory", "2m", "how long a late write to a destroyed session is recognised", true,
 		duration(time.Second, time.Hour, func(_ *Config, s *Site) *time.Duration { return &s.DestroyedMemory })},
-	{"linger", "1s", "how long a draining gateway lets a page that used a connection go on with it", true,
+	{"linger", "1s", "how long a draining gateway lets a page that used a connection go on with it; one that holds a lock has until `drain`", true,
 		duration(0, time.Minute, func(_ *Config, s *Site) *time.Duration { return &s.Linger })},
 	{"max-value", "1MiB", "size of a session", true,
 		size(1<<10, 512<<20, func(s *Site) *int { return &s.MaxValue })},

@@ -64,7 +64,7 @@ type Site struct {
 	// before it was destroyed. The default is 2 min, and never more than 100,000 sessions.
 	DestroyedMemory time.Duration
 	// Linger is how long Shutdown lets the page that used a connection last go on with it. The default is 1 s; a
-	// negative value closes at once.
+	// negative value closes at once. One that holds a lock is waited for in any case.
 	Linger time.Duration
 }
 
