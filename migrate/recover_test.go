@@ -384,6 +384,30 @@ func TestAnotherDiskIsRefused(t *testing.T) {
 	})
 }
 
+// One that cannot reach the target serves by its phase for as long as its lease lasts, whoever forgets it: a step that did not
+// wait for that would be one beside it.
+func TestAGatewayThatGoesByItsLeaseIsNotForgotten(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		h, _, view := w.view()
+		w.at(DualWrite)
+		w.phase(h, DualWrite)
+		var usage *UsageError
+		if err := g.ForgetGateway(w.ctx(), h.opt.Gateway); !errors.As(err, &usage) || !strings.Contains(err.Error(), "lives") {
+			t.Errorf("ForgetGateway of one that lives: %v", err)
+		}
+		view.down() // and now it does not renew
+		begun := time.Now()
+		w.must(g.ForgetGateway(w.ctx(), h.opt.Gateway))
+		if took := time.Since(begun); took < 2*time.Second || took > 5*time.Second {
+			t.Errorf("it took %v, want about one lease", took)
+		}
+		if l, _ := g.flow.Leases(w.ctx()); len(l) != 1 {
+			t.Errorf("leases %+v", l)
+		}
+	})
+}
+
 func TestASilentGatewayIsWaitedForUntilItsLeaseIsOver(t *testing.T) {
 	simulate(t, func(w *world) {
 		g := w.gateway()
@@ -400,8 +424,8 @@ func TestASilentGatewayIsWaitedForUntilItsLeaseIsOver(t *testing.T) {
 		w.at(DualWrite)
 		w.phase(silent2, DualWrite)
 		silent2.stop()
-		begun = time.Now()
 		w.must(g.ForgetGateway(w.ctx(), silent2.opt.Gateway))
+		begun = time.Now()
 		w.at(Off)
 		if took := time.Since(begun); took > time.Second {
 			t.Errorf("the step took %v after forget-gateway", took)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -696,17 +697,37 @@ func (e *Engine) finishStep(ctx context.Context, c *Control) (bool, error) {
 	return err == nil, err
 }
 
-// ForgetGateway drops the lease of a gateway that will not come back, so that no step waits for it. A gateway that
-// still runs registers again.
+// ForgetGateway forgets a gateway that will not come back. It waits for the end of its lease, by which it may still serve,
+// and refuses where it renews it.
 func (e *Engine) ForgetGateway(ctx context.Context, name string) error {
-	leases, err := e.flow.Leases(ctx)
-	if err != nil {
-		return err
-	}
-	for _, l := range leases {
-		if l.Gateway == name {
-			return e.flow.DropLease(ctx, name)
+	var until time.Time
+	for {
+		leases, err := e.flow.Leases(ctx)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(leases, func(l store.Lease) bool { return l.Gateway == name })
+		if i < 0 {
+			if until.IsZero() {
+				return &UsageError{fmt.Sprintf("no gateway %q has a lease here", name)}
+			}
+			return nil // it left by itself
+		}
+		l := leases[i]
+		if until.IsZero() {
+			until = l.Until
+		}
+		if l.Until.After(until) {
+			return &UsageError{fmt.Sprintf("gateway %q lives: it has renewed its lease; stop it first", name)}
+		}
+		if l.Left <= 0 {
+			if err := e.flow.DropLease(ctx, name); !errors.Is(err, store.ErrConflict) {
+				return err
+			}
+			continue
+		}
+		if !sleep(ctx, l.Left) {
+			return fmt.Errorf("%w while waiting for the end of the lease of %s", ctx.Err(), name)
 		}
 	}
-	return &UsageError{fmt.Sprintf("no gateway %q has a lease here", name)}
 }

@@ -51,9 +51,9 @@ type Workflow interface {
 	Accept()
 	// Leases lists all leases, those that are over included.
 	Leases(ctx context.Context) ([]Lease, error)
-	// DropLease forgets the lease of a gateway, which may get a new one at any time.
+	// DropLease forgets a lease that is over. One that is not is ErrConflict: its gateway goes by it.
 	DropLease(ctx context.Context, gateway string) error
-	// Leave is DropLease by the gateway itself, for good: the steps of this handle are forgotten, too.
+	// Leave is by the gateway itself, for good: its lease is forgotten, over or not, and so are the steps of this handle.
 	Leave(ctx context.Context, gateway string) error
 
 	// LoadMarked reads the record and its marker in one step. An absent record is nil, not an error, since the marker

@@ -12,7 +12,7 @@ func (m *moving) forgetGateway() *cobra.Command {
 	var req admin.Request
 	cmd := &cobra.Command{
 		Use:   "forget-gateway NAME",
-		Short: "Drop the lease of a gateway that will not come back, so that no step waits for it",
+		Short: "Forget a gateway that will not come back: no step waits for it, and nobody asks what it was told",
 		Args:  cobra.ExactArgs(1),
 	}
 	m.leaf(cmd, func(ctx context.Context, args []string) error {

@@ -203,7 +203,10 @@ func (h *handle) Leases(ctx context.Context) (leases []store.Lease, err error) {
 }
 
 func (h *handle) DropLease(ctx context.Context, gateway string) error {
-	return h.do(ctx, func(w *workflow, _ time.Time) error {
+	return h.do(ctx, func(w *workflow, now time.Time) error {
+		if l, ok := w.leases[gateway]; ok && l.until.After(now) {
+			return store.ErrConflict
+		}
 		delete(w.leases, gateway)
 		return nil
 	})

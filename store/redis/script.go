@@ -28,6 +28,7 @@ var (
 	unlockScript  = load("unlock")
 
 	controlScript   = load("control")
+	dropScript      = load("drop", "clock")
 	fenceScript     = load("fence")
 	renewScript     = load("renew", "clock")
 	leasesScript    = load("leases", "clock")

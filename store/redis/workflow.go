@@ -112,12 +112,12 @@ func (w *workflow) Leases(ctx context.Context) (leases []store.Lease, err error)
 }
 
 func (w *workflow) DropLease(ctx context.Context, gateway string) error {
-	return w.s.tell(ctx, "drop lease", "HDEL", leaseKey(w.name), gateway).fail()
+	return w.s.run(ctx, "drop lease", dropScript, []string{leaseKey(w.name)}, gateway).fail()
 }
 
 // Leave is two commands. The steps go last: without them a lease would be renewed by nobody.
 func (w *workflow) Leave(ctx context.Context, gateway string) error {
-	if err := w.DropLease(ctx, gateway); err != nil {
+	if err := w.s.tell(ctx, "leave", "HDEL", leaseKey(w.name), gateway).fail(); err != nil {
 		return err
 	}
 	handle := w.steps.Load().handle

@@ -112,7 +112,9 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				ls[0].Until.Sub(c.Now) != long {
 				t.Errorf("Leases: got %+v, given at %v", ls[0], c.Now)
 			}
+			wantErr(t, "DropLease of a lease that is not over", w.DropLease(context10(t), "g1"), store.ErrConflict)
 			ok(t, "DropLease", w.DropLease(context10(t), "g2"))
+			ok(t, "DropLease of none", w.DropLease(context10(t), "g3"))
 			if ls, _ := w.Leases(context10(t)); len(ls) != 1 {
 				t.Errorf("Leases after DropLease: got %d", len(ls))
 			}
