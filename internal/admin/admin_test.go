@@ -411,6 +411,9 @@ func TestNoProgressEndsACommand(t *testing.T) {
 	if !errors.As(err, &answered) || answered.Exit != ExitFailed || !strings.Contains(err.Error(), "no progress for 200ms") || !strings.Contains(err.Error(), "ghost") {
 		t.Fatalf("got %v, want no progress", err)
 	}
+	if _, err := flow.Renew(ctx, "ghost", nil, time.Millisecond); err != nil { // and now it is gone
+		t.Fatal(err)
+	}
 	if _, err := a.client.Run(ctx, "shop", "forget-gateway", Request{Gateway: "ghost"}, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
