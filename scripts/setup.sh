@@ -5,7 +5,7 @@
 set -eu
 
 # The C compiler is for go test -race.
-packages='redis-server php-cli php-fpm php-redis php-igbinary gcc libc6-dev'
+packages='redis-server php-cli php-fpm php-redis php-igbinary mariadb-server postgresql gcc libc6-dev'
 
 say() { echo "setup: $*" >&2; }
 
@@ -20,11 +20,11 @@ give_up() {
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	missing=
-	for program in redis-server redis-cli php php-fpm gcc; do
+	for program in redis-server redis-cli php php-fpm mariadbd mariadb initdb psql gcc; do
 		command -v "$program" >/dev/null || missing="$missing $program"
 	done
 	[ -n "$missing" ] || exit 0
-	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis and igbinary)"
+	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis and igbinary; MariaDB; PostgreSQL)"
 fi
 
 missing=

@@ -22,9 +22,13 @@ type process struct {
 }
 
 // launch starts cmd as the leader of a group of its own. When this process dies, the kernel sends it the signal onDeath
-// (Linux only).
+// (Linux only). Of cmd's own attributes its credential is kept.
 func launch(cmd *exec.Cmd, onDeath syscall.Signal) (*process, error) {
-	cmd.SysProcAttr = groupLeader(onDeath)
+	attr := groupLeader(onDeath)
+	if cmd.SysProcAttr != nil {
+		attr.Credential = cmd.SysProcAttr.Credential
+	}
+	cmd.SysProcAttr = attr
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
