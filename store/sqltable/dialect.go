@@ -1,0 +1,242 @@
+package sqltable
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// dialect is what the two kinds of servers say differently. Statements are written with ? for a parameter.
+type dialect struct {
+	name   string
+	quote  string // around a name
+	now    string // the server's clock, in ms since 1970
+	number func(expr string) string
+	epoch  func(column string) string // a time column, in ms since 1970
+	time   func(ms string) string     // ms since 1970 as a value of a time column, rounded up to a second
+	ceil   func(ms string) string     // ms in whole seconds, rounded up
+	same   string                     // the very bytes of a column, or no value: column, parameter
+	share  string                     // behind a SELECT: nobody changes the row before this statement's end
+	// sharing and changing are further conditions of such a SELECT, and of the change of that row; "" where the server
+	// lets the one who waits for the change come before those who share the row after him.
+	sharing, changing string
+	dual              string                 // behind a SELECT of constants that has a WHERE
+	dollar            bool                   // parameters are $1, $2
+	code              func(err error) string // an error, without the values that the server may have put into its text
+	text              string                 // a parameter that is a text
+	schema            string                 // where tables are looked for
+	marks             string                 // makes the table of marks, if it is not there
+	// lock asks for the lock that is named, and unlock gives it back, each with a truth for an answer. lock waits for
+	// at most a moment, or not at all, and then is asked again after lockPause.
+	lock, unlock string
+	lockPause    time.Duration
+	// classify says what became of a statement whose error is err.
+	classify func(err error) class
+}
+
+// class is what an error of the server says about the statement.
+type class uint8
+
+const (
+	classUnknown   class = iota // it may have been executed, or be still
+	classNot                    // certainly not executed
+	classAgain                  // certainly not executed, and worth another try at once: a deadlock
+	classDuplicate              // there is such a row
+	classInvalid                // the table cannot hold this
+	classMissing                // there is no such table
+)
+
+var mariadb = &dialect{
+	name:   "mysql",
+	quote:  "`",
+	now:    "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000 AS SIGNED)",
+	number: func(e string) string { return "CAST(" + e + " AS SIGNED)" },
+	epoch:  func(c string) string { return "CAST(UNIX_TIMESTAMP(" + c + ") * 1000 AS SIGNED)" },
+	time:   func(ms string) string { return "FROM_UNIXTIME(CEILING((" + ms + ") / 1000))" },
+	ceil:   func(ms string) string { return "CEILING((" + ms + ") / 1000)" },
+	same:   "CAST(%s AS BINARY) <=> CAST(%s AS BINARY)",
+	share:  "LOCK IN SHARE MODE",
+	dual:   " FROM DUAL",
+	code:   codeMySQL,
+	text:   "?",
+	schema: "DATABASE()",
+	// The name is compared byte by byte, and the engine can hold a row.
+	marks: "CREATE TABLE IF NOT EXISTS %s (name VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, " +
+		"mark VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL) ENGINE=InnoDB",
+	lock:     "SELECT GET_LOCK(?, 1)",
+	unlock:   "SELECT RELEASE_LOCK(?)",
+	classify: classifyMySQL,
+}
+
+var postgres = &dialect{
+	name:   "postgres",
+	quote:  `"`,
+	now:    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+	number: func(e string) string { return "(" + e + ")::bigint" },
+	epoch:  func(c string) string { return "(extract(epoch FROM " + c + "::timestamptz) * 1000)::bigint" },
+	time:   func(ms string) string { return "to_timestamp(ceil((" + ms + ") / 1000.0))" },
+	ceil:   func(ms string) string { return "ceil((" + ms + ") / 1000.0)::bigint" },
+	same:   "%s IS NOT DISTINCT FROM %s",
+	share:  "FOR SHARE",
+	// Rows are shared past one who waits to change it, for ever under load; these locks are queued for. The row is locked
+	// behind them, and its condition is looked at again then.
+	sharing:  " AND pg_advisory_xact_lock_shared(hashtext('" + marksTable + "')) IS NOT NULL",
+	changing: " AND pg_advisory_xact_lock(hashtext('" + marksTable + "')) IS NOT NULL",
+	code:     codePostgres,
+	text:     "?::varchar",
+	schema:   "current_schema()",
+	marks:    "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
+	// The server's own wait would end with lock_timeout, as an error.
+	lock:      "SELECT pg_try_advisory_lock(hashtext($1))",
+	unlock:    "SELECT pg_advisory_unlock(hashtext($1))",
+	lockPause: 20 * time.Millisecond,
+	dollar:    true,
+	classify:  classifyPostgres,
+}
+
+// name quotes a name, of a table with its schema, too.
+func (d *dialect) ident(name string) string {
+	parts := strings.Split(name, ".")
+	for i, p := range parts {
+		parts[i] = d.quote + strings.ReplaceAll(p, d.quote, d.quote+d.quote) + d.quote
+	}
+	return strings.Join(parts, ".")
+}
+
+// also is the value of a column that a write sets besides.
+func (d *dialect) also(c Column) string {
+	if c.Now {
+		return d.value(d.now, c.Unit)
+	}
+	return c.SQL
+}
+
+// classifyMySQL: an error that the server sends ends the statement, and what it had done is rolled back (InnoDB).
+// https://mariadb.com/kb/en/mariadb-error-code-reference/
+func classifyMySQL(err error) class {
+	var e *mysql.MySQLError
+	if errors.As(err, &e) {
+		switch e.Number {
+		case 1062: // ER_DUP_ENTRY
+			return classDuplicate
+		case 1213: // ER_LOCK_DEADLOCK
+			return classAgain
+		case 1264, 1366, 1406, 1292: // out of range, not of the column's character set, too long, not a time
+			return classInvalid
+		case 1146: // ER_NO_SUCH_TABLE
+			return classMissing
+		}
+		return classNot
+	}
+	if errors.Is(err, mysql.ErrPktTooLarge) {
+		return classInvalid
+	}
+	return classifyConnection(err)
+}
+
+// classifyPostgres: https://www.postgresql.org/docs/15/errcodes-appendix.html
+func classifyPostgres(err error) class {
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		switch {
+		case e.Code == "23505":
+			return classDuplicate
+		case e.Code == "40P01" || e.Code == "40001":
+			return classAgain
+		case strings.HasPrefix(e.Code, "22"): // a value that the column cannot hold
+			return classInvalid
+		case e.Code == "42P01":
+			return classMissing
+		}
+		return classNot
+	}
+	if pgconn.SafeToRetry(err) {
+		return classNot
+	}
+	return classifyConnection(err)
+}
+
+func classifyConnection(err error) class {
+	var dial *net.OpError
+	switch {
+	case errors.Is(err, driver.ErrBadConn): // database/sql: it was not sent
+		return classNot
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return classNot
+	}
+	return classUnknown
+}
+
+func codeMySQL(err error) string {
+	var e *mysql.MySQLError
+	if errors.As(err, &e) {
+		return fmt.Sprintf("error %d%s", e.Number, hints[fmt.Sprint(e.Number)])
+	}
+	return codeConnection(err)
+}
+
+func codePostgres(err error) string {
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		return "error " + e.Code + hints[e.Code]
+	}
+	return codeConnection(err)
+}
+
+func codeConnection(err error) string {
+	var op *net.OpError
+	switch {
+	case errors.As(err, &op):
+		return op.Op + ": " + op.Err.Error()
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time"
+	case errors.Is(err, context.Canceled):
+		return "given up"
+	}
+	return "the connection is lost"
+}
+
+// hints say what to do about an error, by its number.
+var hints = map[string]string{
+	"1040":  " (too many connections: raise max_connections)",
+	"1044":  " (the user may not use this database)",
+	"1045":  " (wrong user or password)",
+	"1049":  " (there is no such database)",
+	"1142":  " (the user lacks this right: GRANT SELECT, INSERT, UPDATE, DELETE)",
+	"1146":  " (there is no such table)",
+	"1153":  " (larger than max_allowed_packet)",
+	"1205":  " (somebody holds the row)",
+	"1213":  " (a deadlock)",
+	"1290":  " (the server is read-only: is it a replica by now?)",
+	"1836":  " (the server is read-only: is it a replica by now?)",
+	"1969":  " (took too long)",
+	"3024":  " (took too long)",
+	"25006": " (the server is read-only: is it a replica by now?)",
+	"28P01": " (wrong password)",
+	"3D000": " (there is no such database)",
+	"40P01": " (a deadlock)",
+	"42501": " (the user lacks this right: GRANT SELECT, INSERT, UPDATE, DELETE)",
+	"42P01": " (there is no such table)",
+	"53300": " (too many connections: raise max_connections)",
+	"55P03": " (somebody holds the row)",
+	"57014": " (took too long)",
+}
+
+func unquoted(name string) error {
+	for _, part := range strings.Split(name, ".") {
+		if part == "" || len(part) > 64 {
+			return fmt.Errorf("%q is no name of a table or column", name)
+		}
+	}
+	if strings.ContainsAny(name, "?\x00") {
+		return fmt.Errorf("%q is no name of a table or column", name)
+	}
+	return nil
+}

@@ -1,0 +1,201 @@
+package sqltable
+
+import (
+	"context"
+	"crypto/sha1"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// locks are the application's own, one connection for each that is held: the server releases it when that is lost.
+// Those who wait for the same session in this process wait here, so that a crowd does not need as many connections.
+type locks struct {
+	seats chan struct{} // one for each connection
+
+	mu     sync.Mutex       // guards held, closed
+	held   map[string]*lock // by key: who holds it, or is asking for it
+	closed bool
+}
+
+type lock struct {
+	token string
+	until time.Time
+	conn  *sql.Conn // nil: still asking
+	timer *time.Timer
+	done  chan struct{} // closed when it is over
+}
+
+func (l *locks) init(n int) {
+	l.seats, l.held = make(chan struct{}, n), map[string]*lock{}
+}
+
+// Lock implements store.Store.
+func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration) error {
+	if err := s.check(key); err != nil {
+		return err
+	}
+	if token == "" || life <= 0 {
+		return fmt.Errorf("store/sqltable: %w: a lock needs a token and a life", store.ErrInvalid)
+	}
+	l := &lock{token: token, done: make(chan struct{})}
+	if err := s.locks.turn(ctx, key, l); err != nil {
+		return err
+	}
+	conn, err := s.acquire(ctx, key)
+	s.locks.mu.Lock()
+	defer s.locks.mu.Unlock()
+	if err == nil && s.locks.closed {
+		s.release(conn, key)
+		err = fmt.Errorf("store/sqltable: closed: %w", store.ErrUnavailable)
+	}
+	if err != nil {
+		delete(s.locks.held, key)
+		close(l.done)
+		return err
+	}
+	l.conn, l.until = conn, time.Now().Add(life)
+	l.timer = time.AfterFunc(life, func() { s.Unlock(context.Background(), key, token) })
+	return nil
+}
+
+// turn waits until nobody else in this process has the lock on key or asks for it.
+func (k *locks) turn(ctx context.Context, key string, l *lock) error {
+	for {
+		k.mu.Lock()
+		if k.closed {
+			k.mu.Unlock()
+			return fmt.Errorf("store/sqltable: closed: %w", store.ErrUnavailable)
+		}
+		other := k.held[key]
+		if other == nil {
+			k.held[key] = l
+			k.mu.Unlock()
+			return nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			return store.ErrLocked
+		}
+	}
+}
+
+// lockName is what the server knows the lock on key by: as the application names it, or, where it takes none, a name that
+// is ours and short enough for MySQL (64 characters).
+func (s *Store) lockName(key string) string {
+	if s.opt.Table.Lock.Kind == Named {
+		return s.opt.Table.Lock.Prefix + key
+	}
+	return fmt.Sprintf("sessile-%x", sha1.Sum([]byte(s.opt.Table.Name+"/"+key)))
+}
+
+// acquire takes the lock on key on a connection of its own.
+func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, error) {
+	select {
+	case s.locks.seats <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("store/sqltable: lock: %w: %d are held already", store.ErrUnavailable, cap(s.locks.seats))
+	}
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		<-s.locks.seats
+		return nil, s.failure(ctx, "lock", err, false)
+	}
+	name := s.lockName(key)
+	for {
+		var got sql.NullBool
+		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opt.Bound)
+		err := conn.QueryRowContext(ask, s.d.lock, name).Scan(&got)
+		cancel()
+		switch {
+		case err != nil:
+			s.release(conn, "")
+			return nil, s.failure(ctx, "lock", err, false)
+		case got.Bool:
+			return conn, nil
+		case ctx.Err() != nil:
+			s.release(conn, "")
+			return nil, store.ErrLocked
+		}
+		if s.d.lockPause > 0 { // it has not waited itself
+			select {
+			case <-time.After(s.d.lockPause):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// release gives a connection back, without the lock on key ("": it has none). Where that fails the connection is closed,
+// and its locks end with it.
+func (s *Store) release(conn *sql.Conn, key string) (held bool) {
+	defer func() { <-s.locks.seats }()
+	if key != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), s.opt.Bound)
+		defer cancel()
+		var got sql.NullBool
+		err := conn.QueryRowContext(ctx, s.d.unlock, s.lockName(key)).Scan(&got)
+		held = err == nil && got.Bool
+		if !held {
+			conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+	}
+	conn.Close()
+	return held
+}
+
+// Unlock implements store.Store.
+func (s *Store) Unlock(ctx context.Context, key, token string) (bool, error) {
+	if err := s.check(key); err != nil {
+		return false, err
+	}
+	s.locks.mu.Lock()
+	l := s.locks.held[key]
+	if l == nil || l.token != token || l.conn == nil {
+		s.locks.mu.Unlock()
+		return false, nil
+	}
+	conn := l.conn
+	l.conn = nil // nobody else releases it
+	l.timer.Stop()
+	s.locks.mu.Unlock()
+	held := s.release(conn, key)
+	s.locks.mu.Lock()
+	delete(s.locks.held, key)
+	s.locks.mu.Unlock()
+	close(l.done)
+	return held, nil
+}
+
+// LockHolder implements store.Store. Who holds it outside of this process cannot be known.
+func (s *Store) LockHolder(ctx context.Context, key string) (string, time.Duration, error) {
+	if err := s.check(key); err != nil {
+		return "", 0, err
+	}
+	s.locks.mu.Lock()
+	defer s.locks.mu.Unlock()
+	l := s.locks.held[key]
+	if l == nil || l.conn == nil {
+		return "", 0, nil
+	}
+	return l.token, time.Until(l.until), nil
+}
+
+func (k *locks) close(s *Store) {
+	k.mu.Lock()
+	k.closed = true
+	var keys, tokens []string
+	for key, l := range k.held {
+		keys, tokens = append(keys, key), append(tokens, l.token)
+	}
+	k.mu.Unlock()
+	for i, key := range keys {
+		s.Unlock(context.Background(), key, tokens[i])
+	}
+}

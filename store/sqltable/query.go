@@ -1,0 +1,122 @@
+package sqltable
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/sessile/sessile/store"
+)
+
+// query is a statement that is being written: SQL with ? for each parameter, and the parameters.
+type query struct {
+	dollar bool // parameters are $1, $2
+	text   strings.Builder
+	args   []any
+}
+
+// add appends SQL, and a parameter for each ? in it. No SQL of ours has a ? elsewhere.
+func (q *query) add(text string, args ...any) *query {
+	for _, arg := range args {
+		before, after, _ := strings.Cut(text, "?")
+		q.args = append(q.args, arg)
+		q.text.WriteString(before)
+		if q.dollar {
+			q.text.WriteString("$" + strconv.Itoa(len(q.args)))
+		} else {
+			q.text.WriteByte('?')
+		}
+		text = after
+	}
+	q.text.WriteString(text)
+	return q
+}
+
+// statement returns q prepared. Statements are few: their text depends on the table and on what is done, never on a value.
+func (s *Store) statement(ctx context.Context, q *query) (*sql.Stmt, error) {
+	text := q.text.String()
+	s.mu.Lock()
+	st, closed := s.stmts[text], s.closed
+	s.mu.Unlock()
+	switch {
+	case closed:
+		return nil, errClosed
+	case st != nil:
+		return st, nil
+	}
+	// Prepared on one connection now, and by database/sql on each other one that it comes to.
+	st, err := s.db.PrepareContext(ctx, text)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	other := s.stmts[text]
+	switch {
+	case s.closed:
+		st.Close()
+		return nil, errClosed
+	case other != nil: // somebody was faster
+		st.Close()
+		return other, nil
+	}
+	s.stmts[text] = st
+	return st, nil
+}
+
+var errClosed = errors.New("the store is closed")
+
+// tries is how often a statement is sent that the server gives up for the sake of another one (a deadlock).
+const tries = 4
+
+// exec runs a write and returns how many rows it found.
+func (s *Store) exec(ctx context.Context, q *query) (rows int64, err error) {
+	for try := 1; ; try++ {
+		var st *sql.Stmt
+		if st, err = s.statement(ctx, q); err != nil {
+			return 0, s.failure(ctx, "prepare", err, false)
+		}
+		var res sql.Result
+		if res, err = st.ExecContext(ctx, q.args...); err == nil {
+			return res.RowsAffected()
+		}
+		if s.d.classify(err) != classAgain || try == tries {
+			return 0, s.failure(ctx, "write", err, true)
+		}
+	}
+}
+
+// row runs a read of one row into dest. None is sql.ErrNoRows.
+func (s *Store) row(ctx context.Context, q *query, dest ...any) error {
+	st, err := s.statement(ctx, q)
+	if err == nil {
+		err = st.QueryRowContext(ctx, q.args...).Scan(dest...)
+	}
+	if err == nil || errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	return s.failure(ctx, "read", err, false)
+}
+
+// errDuplicate: there is a row of this id.
+var errDuplicate = fmt.Errorf("%w: there is such a row", store.ErrConflict)
+
+// failure is what an error of the server or of the connection means to callers. The server's text may show a value, of a
+// key for example, so only its number is kept.
+func (s *Store) failure(ctx context.Context, what string, err error, write bool) error {
+	c := s.d.classify(err)
+	switch {
+	case c == classDuplicate:
+		return errDuplicate
+	case c == classInvalid:
+		return fmt.Errorf("store/sqltable: %s: %w: %s", what, store.ErrInvalid, s.d.code(err))
+	case c == classUnknown && write:
+		return fmt.Errorf("store/sqltable: %s: %w: %s", what, store.ErrUnknown, s.d.code(err))
+	case ctx.Err() != nil:
+		return fmt.Errorf("store/sqltable: %s: %w: %w", what, store.ErrUnavailable, ctx.Err())
+	}
+	return fmt.Errorf("store/sqltable: %s: %w: %s", what, store.ErrUnavailable, s.d.code(err))
+}

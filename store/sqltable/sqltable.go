@@ -1,0 +1,482 @@
+// Package sqltable keeps sessions in a table of MySQL, MariaDB or PostgreSQL: that of an application, described by a
+// Table, or one of its own.
+//
+// Ages are computed by the server's clock. A conditional write reads the row, and then writes on condition that it still
+// has the very bytes that were read; under a mark, the same statement holds the mark's row. So one that lands late finds
+// something else there, and does nothing. How long a statement may run, and wait for a row, is bounded by the server
+// (max_statement_time, innodb_lock_wait_timeout; statement_timeout, lock_timeout): one that waits for a row outlives its
+// connection.
+package sqltable
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// Options of a store.
+type Options struct {
+	Table    Table
+	Lifetime time.Duration // of a session where the table says when it was used last, or says nothing
+	MaxValue int           // size of a body in bytes above which it is refused. 0 is 1 MiB
+	Bound    time.Duration // the longest time an operation may take. 0 is 2 s
+	MaxConns int           // connections for reads and writes. 0 is 16
+	MaxLocks int           // locks held at a time, each on a connection of its own. 0 is 256
+	Logger   *slog.Logger  // hears of connections lost. nil is silence
+}
+
+// Store is a table of sessions. It is safe for concurrent use.
+type Store struct {
+	db  *sql.DB
+	d   *dialect
+	opt Options
+	log *slog.Logger
+
+	table, id, data, time string // quoted
+	idParam, dataParam    string // ? with what the server has to know of its type
+	sameData              string // the column of the body holds the bytes of ?
+	idLen                 int    // longest id in bytes
+	exact                 bool   // the server tells ids apart byte by byte
+	textual               bool   // the column of the body is text, and takes no []byte
+
+	locks locks
+	marks marks
+
+	mu     sync.Mutex // guards stmts, closed
+	stmts  map[string]*sql.Stmt
+	closed bool
+}
+
+// Capabilities implements store.Store.
+func (s *Store) Capabilities() store.Capabilities {
+	return store.Capabilities{Scan: true, Conditional: true, LazyExpiry: s.opt.Table.Lazy, Lock: true, Seal: true,
+		Ageless: s.opt.Table.Time.Column == ""}
+}
+
+// begin bounds an operation. The last statement is sent in the first half, and runs for half of it at most.
+func (s *Store) begin(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.opt.Bound/2)
+}
+
+// check refuses keys that the table cannot hold, or that the server might take for another one's: it ignores blanks at
+// the end, and reads bytes beyond ASCII by a character set.
+func (s *Store) check(key string) error {
+	if key == "" || len(key) > s.idLen {
+		return fmt.Errorf("store/sqltable: %w: a key has 1 to %d characters", store.ErrInvalid, s.idLen)
+	}
+	for i := range len(key) {
+		if key[i] <= ' ' || key[i] > '~' {
+			return fmt.Errorf("store/sqltable: %w: a key has visible ASCII characters only", store.ErrInvalid)
+		}
+	}
+	return nil
+}
+
+func (s *Store) query(text string, args ...any) *query {
+	return (&query{dollar: s.d.dollar}).add(text, args...)
+}
+
+// where limits q to the row under key.
+func (s *Store) where(q *query, key string) *query {
+	q.add(" WHERE "+s.id+" = "+s.idParam, key)
+	if !s.exact { // another id may be equal to it by the column's collation
+		q.add(" AND "+fmt.Sprintf(s.d.same, s.id, s.idParam), key)
+	}
+	return q
+}
+
+// ends is when a row's session ends, in ms since 1970 by the server's clock: "" where the table does not say.
+func (s *Store) ends() string {
+	t := s.opt.Table.Time
+	switch {
+	case t.Column == "":
+		return ""
+	case t.Meaning == LastAccess:
+		return fmt.Sprintf("(%s + %d)", s.d.milliseconds(s.time, t.Unit), s.opt.Lifetime.Milliseconds())
+	}
+	return s.d.milliseconds(s.time, t.Unit)
+}
+
+// dataArg is a column's bytes as a parameter; nil is a column without a value, which is a session without data.
+func (s *Store) dataArg(column []byte) any {
+	if s.textual && column != nil {
+		return string(column)
+	}
+	return column
+}
+
+// alive limits q to what is a session still: all that there is, where the application serves what is overdue.
+func (s *Store) alive(q *query) *query {
+	if ends := s.ends(); ends != "" && !s.opt.Table.Lazy {
+		q.add(" AND " + ends + " > " + s.d.now)
+	}
+	return q
+}
+
+// moment is what a time column has to hold for a session that lives for left from now on.
+func (s *Store) moment(q *query, left time.Duration) *query {
+	t := s.opt.Table.Time
+	ms := s.d.now + " + ?"
+	if t.Meaning == LastAccess {
+		left -= s.opt.Lifetime
+	}
+	return q.add(s.d.value(ms, t.Unit), left.Milliseconds())
+}
+
+// raw is a row as it is in the table.
+type raw struct {
+	id, data []byte
+	left     sql.NullInt64
+}
+
+// read returns the row under key, or nil, overdue or not.
+func (s *Store) read(ctx context.Context, key string) (*raw, error) {
+	left := "NULL"
+	if ends := s.ends(); ends != "" {
+		left = ends + " - " + s.d.now
+	}
+	r := &raw{}
+	err := s.row(ctx, s.where(s.query("SELECT "+s.id+", "+s.data+", "+left+" FROM "+s.table), key), &r.id, &r.data, &r.left)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case unpadded(string(r.id)) != key:
+		return nil, nil
+	case len(r.data) > s.columnSize():
+		return nil, &store.RefusedError{Reason: "too large"}
+	}
+	return r, nil
+}
+
+// unpadded is an id without the blanks that fill a column of fixed width. No key of ours ends in one.
+func unpadded(id string) string { return strings.TrimRight(id, " ") }
+
+// columnSize is the largest column that may hold a body of MaxValue bytes: Base64 takes four for three.
+func (s *Store) columnSize() int { return s.opt.MaxValue*3/2 + 1024 }
+
+// record is the session of a row.
+func (s *Store) record(r *raw) (store.Record, error) {
+	body, err := s.opt.Table.Codec.Read(r.data)
+	if err != nil {
+		return store.Record{}, &store.RefusedError{Reason: "not of the table's codec"}
+	}
+	if len(body) > s.opt.MaxValue {
+		return store.Record{}, &store.RefusedError{Reason: "too large"}
+	}
+	left := s.opt.Lifetime // no age: it begins now
+	if r.left.Valid {
+		left = time.Duration(r.left.Int64) * time.Millisecond
+	}
+	return store.Record{Data: body, Expires: time.Now().Add(left)}, nil
+}
+
+// live reports whether a row is a session: there is one, and it is not over.
+func (s *Store) live(r *raw) bool {
+	return r != nil && (s.opt.Table.Lazy || !r.left.Valid || r.left.Int64 > 0)
+}
+
+// Load implements store.Store.
+func (s *Store) Load(ctx context.Context, key string) (store.Record, error) {
+	if err := s.check(key); err != nil {
+		return store.Record{}, err
+	}
+	ctx, cancel := s.begin(ctx)
+	defer cancel()
+	r, err := s.read(ctx, key)
+	if err != nil {
+		return store.Record{}, err
+	}
+	if !s.live(r) {
+		return store.Record{}, store.ErrAbsent
+	}
+	return s.record(r)
+}
+
+// Inspect implements store.Store.
+func (s *Store) Inspect(ctx context.Context, key string) (store.Record, error) {
+	return s.Load(ctx, key)
+}
+
+// Save implements store.Store.
+func (s *Store) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
+	return s.save(ctx, key, rec, cond, nil)
+}
+
+func (s *Store) save(ctx context.Context, key string, rec store.Record, cond store.Condition, m *store.Mark) error {
+	if err := s.check(key); err != nil {
+		return err
+	}
+	left := rec.Remaining(time.Now())
+	switch {
+	case rec.Flags != 0:
+		return fmt.Errorf("store/sqltable: %w: a table keeps no flags", store.ErrInvalid)
+	case len(rec.Data) > s.opt.MaxValue:
+		return fmt.Errorf("store/sqltable: %w: %d bytes are more than %d", store.ErrInvalid, len(rec.Data), s.opt.MaxValue)
+	case left <= 0:
+		return fmt.Errorf("store/sqltable: %w: the deadline is not in the future", store.ErrInvalid)
+	}
+	column, err := s.opt.Table.Codec.Write(rec.Data)
+	if err != nil {
+		return err
+	}
+	if column == nil {
+		column = []byte{}
+	}
+	ctx, cancel := s.begin(ctx)
+	defer cancel()
+	for try := 0; ; try++ {
+		found, err := s.find(ctx, key, cond)
+		if err != nil {
+			return err
+		}
+		var rows int64
+		if found.insert {
+			rows, err = s.insert(ctx, key, column, left, m)
+		} else {
+			rows, err = s.update(ctx, key, column, left, found, m)
+		}
+		switch {
+		case rows > 0:
+			return nil
+		case err != nil && !errors.Is(err, errDuplicate):
+			return err
+		}
+		if err := s.marks.still(ctx, s, m); err != nil {
+			return err
+		}
+		if try == tries {
+			return fmt.Errorf("store/sqltable: %w: others write it all the time", store.ErrUnavailable)
+		}
+	}
+}
+
+// found is what a write may replace.
+type found struct {
+	insert bool   // nothing
+	old    []byte // these bytes, if is
+	is     bool
+}
+
+// find looks what is under key, and whether cond holds for it.
+func (s *Store) find(ctx context.Context, key string, cond store.Condition) (f found, err error) {
+	r, err := s.read(ctx, key)
+	if refused := (&store.RefusedError{}); errors.As(err, &refused) && cond == store.Always {
+		return found{}, nil
+	}
+	if err != nil {
+		return f, err
+	}
+	v := store.Absent
+	if s.live(r) {
+		rec, err := s.record(r)
+		switch {
+		case err == nil:
+			v = rec.Version()
+		case cond == store.Always:
+			return found{old: r.data, is: true}, nil
+		default:
+			return f, err
+		}
+	}
+	if !cond.Holds(v) {
+		return f, store.ErrConflict
+	}
+	if r == nil {
+		return found{insert: true}, nil
+	}
+	return found{old: r.data, is: true}, nil
+}
+
+func (s *Store) insert(ctx context.Context, key string, column []byte, left time.Duration, m *store.Mark) (int64, error) {
+	q := s.query("INSERT INTO " + s.table + " (" + s.id + ", " + s.data)
+	t := &s.opt.Table
+	if t.Time.Column != "" {
+		q.add(", " + s.time)
+	}
+	for _, c := range t.Also {
+		q.add(", " + s.d.ident(c.Name))
+	}
+	q.add(") SELECT "+s.idParam+", "+s.dataParam, key, s.dataArg(column))
+	if t.Time.Column != "" {
+		s.moment(q.add(", "), left)
+	}
+	for _, c := range t.Also {
+		q.add(", " + s.d.also(c))
+	}
+	q.add(s.d.dual + " WHERE 1 = 1")
+	if err := s.marks.under(ctx, s, q, m); err != nil {
+		return 0, err
+	}
+	return s.exec(ctx, q)
+}
+
+func (s *Store) update(ctx context.Context, key string, column []byte, left time.Duration, f found, m *store.Mark) (int64, error) {
+	q := s.query("UPDATE "+s.table+" SET "+s.data+" = "+s.dataParam, s.dataArg(column))
+	s.renew(q.add(", "), left)
+	s.where(q, key)
+	s.unchanged(q, f)
+	if err := s.marks.under(ctx, s, q, m); err != nil {
+		return 0, err
+	}
+	return s.exec(ctx, q)
+}
+
+// renew appends what a write sets beside the body; its last assignment changes nothing, and needs no comma.
+func (s *Store) renew(q *query, left time.Duration) {
+	t := &s.opt.Table
+	if t.Time.Column != "" {
+		s.moment(q.add(s.time+" = "), left).add(", ")
+	}
+	for _, c := range t.Also {
+		if !c.Insert {
+			q.add(s.d.ident(c.Name) + " = " + s.d.also(c) + ", ")
+		}
+	}
+	q.add(s.id + " = " + s.id)
+}
+
+// unchanged limits q to a row that still holds what was read.
+func (s *Store) unchanged(q *query, f found) {
+	if f.is {
+		q.add(" AND "+s.sameData, s.dataArg(f.old))
+	}
+}
+
+// Touch implements store.Store.
+func (s *Store) Touch(ctx context.Context, key string, expires time.Time) error {
+	return s.touch(ctx, key, expires, nil)
+}
+
+func (s *Store) touch(ctx context.Context, key string, expires time.Time, m *store.Mark) error {
+	if err := s.check(key); err != nil {
+		return err
+	}
+	left := store.Record{Expires: expires}.Remaining(time.Now())
+	if left <= 0 {
+		return fmt.Errorf("store/sqltable: %w: the deadline is not in the future", store.ErrInvalid)
+	}
+	ctx, cancel := s.begin(ctx)
+	defer cancel()
+	q := s.query("UPDATE " + s.table + " SET ")
+	s.renew(q, left)
+	s.alive(s.where(q, key))
+	if err := s.marks.under(ctx, s, q, m); err != nil {
+		return err
+	}
+	rows, err := s.exec(ctx, q)
+	if err != nil || rows > 0 {
+		return err
+	}
+	if err := s.marks.still(ctx, s, m); err != nil {
+		return err
+	}
+	return store.ErrAbsent
+}
+
+// Delete implements store.Store.
+func (s *Store) Delete(ctx context.Context, key string, cond store.Condition) (bool, error) {
+	return s.remove(ctx, key, cond, nil)
+}
+
+func (s *Store) remove(ctx context.Context, key string, cond store.Condition, m *store.Mark) (bool, error) {
+	if err := s.check(key); err != nil {
+		return false, err
+	}
+	ctx, cancel := s.begin(ctx)
+	defer cancel()
+	for try := 0; ; try++ {
+		f, err := s.find(ctx, key, cond)
+		if err != nil || f.insert { // nothing to delete
+			if err == nil {
+				err = s.marks.still(ctx, s, m)
+			}
+			return errors.Is(err, store.ErrConflict) && cond != store.IfAbsent, err
+		}
+		q := s.where(s.query("DELETE FROM "+s.table), key)
+		s.unchanged(q, f)
+		if err := s.marks.under(ctx, s, q, m); err != nil {
+			return false, err
+		}
+		rows, err := s.exec(ctx, q)
+		if err != nil || rows > 0 {
+			return rows > 0, err
+		}
+		if err := s.marks.still(ctx, s, m); err != nil {
+			return false, err
+		}
+		if try == tries {
+			return false, fmt.Errorf("store/sqltable: %w: others write it all the time", store.ErrUnavailable)
+		}
+	}
+}
+
+// Scan implements store.Store. A cursor is "=" and the last id.
+func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.Page, err error) {
+	if limit <= 0 {
+		limit = 1000
+	}
+	limit = min(limit, 100000)
+	after := ""
+	if cursor != "" {
+		if cursor[0] != '=' {
+			return page, fmt.Errorf("store/sqltable: %w: the cursor is not one of this store's; begin with an empty one", store.ErrInvalid)
+		}
+		after = cursor[1:]
+	}
+	// Not bounded as the others are: ids of a page are read by an index.
+	q := s.query("SELECT "+s.id+" FROM "+s.table+" WHERE "+s.id+" > "+s.idParam+" ORDER BY "+s.id+" LIMIT ?", after, limit)
+	st, err := s.statement(ctx, q)
+	if err != nil {
+		return page, s.failure(ctx, "scan", err, false)
+	}
+	rows, err := st.QueryContext(ctx, q.args...)
+	if err != nil {
+		return page, s.failure(ctx, "scan", err, false)
+	}
+	defer rows.Close()
+	n := 0
+	page.Skipped = map[string]int{}
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return page, s.failure(ctx, "scan", err, false)
+		}
+		n++
+		id = unpadded(id)
+		page.Cursor = "=" + id
+		if s.check(id) != nil {
+			page.Skipped["foreign name"]++
+			continue
+		}
+		page.Keys = append(page.Keys, id)
+	}
+	if err := rows.Err(); err != nil {
+		return page, s.failure(ctx, "scan", err, false)
+	}
+	if n < limit {
+		page.Cursor = ""
+	}
+	return page, nil
+}
+
+// Close implements store.Store.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	stmts := s.stmts
+	s.stmts, s.closed = nil, true
+	s.mu.Unlock()
+	s.locks.close(s)
+	for _, st := range stmts {
+		st.Close()
+	}
+	return s.db.Close()
+}

@@ -1,0 +1,87 @@
+package sqltable_test
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/internal/testserver"
+	"github.com/sessile/sessile/store/sqltable"
+	"github.com/sessile/sessile/store/storetest"
+)
+
+// server is one of either kind.
+type server interface {
+	Exec(sql string) string
+	URL(db string) string
+}
+
+// tables are kinds of tables, with %s for the name.
+var tables = map[string]struct {
+	mysql, postgres string
+	table           sqltable.Table
+}{
+	"deadline in seconds": {
+		"CREATE TABLE %s (id VARBINARY(128) PRIMARY KEY, data LONGBLOB NOT NULL, expires INT UNSIGNED NOT NULL) ENGINE=InnoDB",
+		"CREATE TABLE %s (id varchar(128) PRIMARY KEY, data bytea NOT NULL, expires integer NOT NULL)",
+		sqltable.Table{ID: "id", Data: "data", Time: sqltable.Time{Column: "expires"}},
+	},
+	"last access in seconds": {
+		"CREATE TABLE %s (sid VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, body MEDIUMBLOB, access BIGINT) ENGINE=InnoDB",
+		"CREATE TABLE %s (sid text PRIMARY KEY, body bytea, access bigint)",
+		sqltable.Table{ID: "sid", Data: "body", Time: sqltable.Time{Column: "access", Meaning: sqltable.LastAccess}},
+	},
+	"timestamp, Base64 in a text": {
+		"CREATE TABLE %s (id VARCHAR(191) PRIMARY KEY, payload LONGTEXT NOT NULL, until TIMESTAMP NULL) ENGINE=InnoDB",
+		"CREATE TABLE %s (id varchar(191) PRIMARY KEY, payload text NOT NULL, until timestamp)",
+		sqltable.Table{ID: "id", Data: "payload", Codec: sqltable.Codecs["base64"], Time: sqltable.Time{Column: "until", Unit: sqltable.Timestamp}},
+	},
+}
+
+// presets are the tables of applications as they make them, for those whose bodies may be any.
+var presets = map[string]string{
+	"mysql express-mysql-session": "CREATE TABLE %s (session_id varchar(128) COLLATE utf8mb4_bin NOT NULL, expires int(11) unsigned NOT NULL, data mediumtext COLLATE utf8mb4_bin, PRIMARY KEY (session_id)) ENGINE=InnoDB",
+	"mysql yii2":                  "CREATE TABLE %s (id CHAR(40) NOT NULL PRIMARY KEY, expire INTEGER, data BLOB)",
+	"postgres yii2":               "CREATE TABLE %s (id CHAR(40) NOT NULL PRIMARY KEY, expire INTEGER, data BYTEA)",
+	"postgres connect-pg-simple":  `CREATE TABLE %s (sid varchar NOT NULL COLLATE "default", sess json NOT NULL, expire timestamp(6) NOT NULL, PRIMARY KEY (sid))`,
+}
+
+var number atomic.Int64
+
+// open makes an empty table of the kind, and a store on it.
+func open(t *testing.T, s server, kind string) *sqltable.Store {
+	t.Helper()
+	k := tables[kind]
+	create := k.postgres
+	u, err := url.Parse(s.URL("app"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.Scheme == "mysql" {
+		create = k.mysql
+	}
+	k.table.Name = fmt.Sprint("t", number.Add(1))
+	s.Exec(fmt.Sprintf(create, k.table.Name))
+	st, err := sqltable.Open(t.Context(), u, sqltable.Options{Table: k.table, Lifetime: 10 * time.Hour, MaxValue: 2 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	return st
+}
+
+func TestConformance(t *testing.T) {
+	for name, s := range map[string]server{"MariaDB": testserver.MariaDB(t), "PostgreSQL": testserver.Postgres(t)} {
+		for kind := range tables {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				storetest.RunOrigin(t, storetest.Harness[*sqltable.Store]{
+					New:     func(t *testing.T) *sqltable.Store { return open(t, s, kind) },
+					BadKeys: []string{"a b", "a\x00b", "ä", strings.Repeat("a", 513)},
+				})
+			})
+		}
+	}
+}
