@@ -81,7 +81,7 @@ func (e *Engine) compare(ctx context.Context, a authority, key string, tolerance
 		return diffExtra, d, nil
 	case o.Version() != n.Version():
 		return diffMismatch, d, nil
-	case !o.Expires.IsZero() && !n.Expires.IsZero() && o.Expires.Sub(n.Expires).Abs() > tolerance:
+	case !e.origin.Capabilities().Ageless && !o.Expires.IsZero() && !n.Expires.IsZero() && o.Expires.Sub(n.Expires).Abs() > tolerance:
 		return diffDeadline, d, nil
 	}
 	return diffSame, d, nil
@@ -277,6 +277,7 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 		expires int64  // in ms
 	}
 	const unreadable = 1
+	ageless := e.origin.Capabilities().Ageless
 	var mu sync.Mutex // guards what the workers fill
 	look := func(each func(key string, now state)) error {
 		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
@@ -285,6 +286,9 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 				rec, err := e.origin.Inspect(octx, key)
 				cancel()
 				now := state{sessionHash(string(rec.Version()) + rec.Expires.String()), rec.Expires.UnixMilli()}
+				if ageless {
+					now.is = sessionHash(string(rec.Version()))
+				}
 				switch {
 				case errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid):
 					continue

@@ -137,6 +137,9 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 		"`complete` only after a few session lifetimes in ramp-down")
 	p.Ladder = []string{"create", "switchtraffic --to dual-write", "switchtraffic --to sync", "switchtraffic --to live", "switchtraffic --to ramp-down", "complete"}
 
+	if e.origin.Capabilities().Ageless {
+		p.Advise = append(p.Advise, "the origin does not know how old a session is: in the target each lives for a whole lifetime= from when it is first seen")
+	}
 	if !e.origin.Capabilities().Scan {
 		p.Blockers = append(p.Blockers, "the origin cannot be listed: no backfill, no reconcile pass (give this process the right to list it)")
 	} else {

@@ -49,7 +49,7 @@ func TestUsage(t *testing.T) {
 		{"a tilde", []string{"serve", "--config", "~/sessile.yaml"}, "~/sessile.yaml"},
 		{"an origin in Redis", []string{"serve", "--listen", "redis://127.0.0.1:1", "--origin", "redis://h/1", "--target", "redis://h/1"}, "same store as the origin"},
 		{"an origin without a target", []string{"serve", "--listen", "redis://127.0.0.1:1", "--origin", "file:///tmp?lifetime=1s"}, "target: is missing"},
-		{"a later store", []string{"serve", "--listen", "redis://127.0.0.1:1", "--target", "mysql://u:" + secret + "@h/d"}, "not in this version"},
+		{"a later store", []string{"serve", "--listen", "redis://127.0.0.1:1", "--target", "cassandra://u:" + secret + "@h/d"}, "not in this version"},
 		{"force without a reason", []string{"migrate", "switchtraffic", "--force"}, "--force needs --reason"},
 		{"a phase", []string{"migrate", "switchtraffic", "--to", "lvie"}, "unknown phase"},
 		{"a soak time", []string{"migrate", "switchtraffic", "--soak", "1d"}, "--soak"},

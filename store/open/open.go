@@ -2,6 +2,7 @@
 //
 //	redis://user:password@host:6379/0?password_file=...   rediss:// over TLS, redis+unix:///run/redis.sock?database=1
 //	file:///var/lib/php/sessions?layout=php&lifetime=1440s
+//	mysql://rt@127.0.0.1/rt5?preset=rt&lifetime=12h  postgres://app@db/app?table=sessions&id=sid&data=payload&expires=expire
 //	memory://                                             this process, empty at its start
 //
 // What else may stand in a URL is said by the back end's own ParseURL or OpenURL.
@@ -25,6 +26,7 @@ import (
 	"github.com/sessile/sessile/store/file"
 	"github.com/sessile/sessile/store/memory"
 	"github.com/sessile/sessile/store/redis"
+	"github.com/sessile/sessile/store/sqltable"
 )
 
 // Options are what a URL need not say. A parameter of the URL goes before them.
@@ -52,10 +54,12 @@ var openers = map[string]Opener{
 	"redis+unix": openRedis,
 	"file":       openFile,
 	"memory":     openMemory,
+	"mysql":      openSQL,
+	"postgres":   openSQL,
 }
 
 // later are the schemes that the documentation names and this version does not have.
-var later = []string{"mysql", "postgres", "memcached", "cassandra", "redis-sentinel", "redis-cluster", "cached"}
+var later = []string{"memcached", "cassandra", "redis-sentinel", "redis-cluster", "cached"}
 
 func openRedis(ctx context.Context, u *url.URL, opt Options) (store.Store, error) {
 	o, err := redis.ParseURL(u)
@@ -88,6 +92,14 @@ func openFile(ctx context.Context, u *url.URL, opt Options) (store.Store, error)
 	with := *u
 	with.RawQuery = q.Encode()
 	return file.OpenURL(ctx, &with)
+}
+
+func openSQL(ctx context.Context, u *url.URL, opt Options) (store.Store, error) {
+	plain, o, err := sqltable.ParseURL(u, sqltable.Options{Lifetime: opt.Lifetime, MaxValue: opt.MaxValue, Bound: opt.Bound, Logger: opt.Logger})
+	if err != nil {
+		return nil, err
+	}
+	return sqltable.Open(ctx, plain, o)
 }
 
 func openMemory(_ context.Context, u *url.URL, _ Options) (store.Store, error) {
@@ -126,6 +138,10 @@ func Parse(raw string) (URL, error) {
 		}
 		if o.Username != "" && o.Password == "" && o.PasswordFile == "" {
 			return URL{}, errors.New("the URL has a user and no password: add password_file=")
+		}
+	case "mysql", "postgres":
+		if _, _, err := sqltable.ParseURL(u, sqltable.Options{Lifetime: time.Hour}); err != nil { // the site may name it
+			return URL{}, err
 		}
 	case "file":
 		if u.Host != "" || u.User != nil || !path.IsAbs(u.Path) {
@@ -196,6 +212,8 @@ func (u URL) Place() string {
 		return fmt.Sprintf("redis %s/%d", path.Clean(u.u.Path), u.Database())
 	case "file":
 		return "file " + path.Clean(u.u.Path)
+	case "mysql", "postgres":
+		return fmt.Sprintf("%s %s%s %s", u.u.Scheme, u.u.Host, path.Clean(u.u.Path), u.Param("table")+u.Param("preset"))
 	}
 	return ""
 }
@@ -223,7 +241,7 @@ func Store(ctx context.Context, u URL, opt Options) (store.Store, error) {
 
 // Origin opens a store that sessions can be moved away from.
 func Origin(ctx context.Context, u URL, opt Options) (store.Origin, error) {
-	return as[store.Origin](ctx, u, opt, "an origin: it can hold neither identity nor seal; origins of this version are file and memory")
+	return as[store.Origin](ctx, u, opt, "an origin: it can hold neither identity nor seal; origins of this version are file, mysql, postgres and memory")
 }
 
 // Target opens a store that sessions can be moved to.
