@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -33,10 +32,10 @@ type dialect struct {
 	text              string                 // a parameter that is a text
 	schema            string                 // where tables are looked for
 	marks             string                 // makes the table of marks, if it is not there
-	// lock asks for the lock that is named, and unlock gives it back, each with a truth for an answer. lock waits for
-	// at most a moment, or not at all, and then is asked again after lockPause.
+	// lock asks for the lock that is named, and unlock gives it back, each with a truth for an answer. lock is told how
+	// many seconds to wait for it, if lockWaits, and asked again after a moment.
 	lock, unlock string
-	lockPause    time.Duration
+	lockWaits    bool
 	// classify says what became of a statement whose error is err.
 	classify func(err error) class
 }
@@ -70,9 +69,10 @@ var mariadb = &dialect{
 	// The name is compared byte by byte, and the engine can hold a row.
 	marks: "CREATE TABLE IF NOT EXISTS %s (name VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, " +
 		"mark VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL) ENGINE=InnoDB",
-	lock:     "SELECT GET_LOCK(?, 1)",
-	unlock:   "SELECT RELEASE_LOCK(?)",
-	classify: classifyMySQL,
+	lock:      "SELECT GET_LOCK(?, ?)",
+	lockWaits: true,
+	unlock:    "SELECT RELEASE_LOCK(?)",
+	classify:  classifyMySQL,
 }
 
 var postgres = &dialect{
@@ -94,11 +94,10 @@ var postgres = &dialect{
 	schema:   "current_schema()",
 	marks:    "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
 	// The server's own wait would end with lock_timeout, as an error.
-	lock:      "SELECT pg_try_advisory_lock(hashtext($1))",
-	unlock:    "SELECT pg_advisory_unlock(hashtext($1))",
-	lockPause: 20 * time.Millisecond,
-	dollar:    true,
-	classify:  classifyPostgres,
+	lock:     "SELECT pg_try_advisory_lock(hashtext($1))",
+	unlock:   "SELECT pg_advisory_unlock(hashtext($1))",
+	dollar:   true,
+	classify: classifyPostgres,
 }
 
 // name quotes a name, of a table with its schema, too.

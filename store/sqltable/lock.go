@@ -107,14 +107,18 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, error) {
 		<-s.locks.seats
 		return nil, s.failure(ctx, "lock", err, false)
 	}
-	name := s.lockName(key)
+	args := []any{s.lockName(key)}
+	if s.d.lockWaits {
+		args = append(args, (s.opt.Bound / 4).Seconds()) // less than a statement may take; MySQL rounds to whole seconds
+	}
 	for {
 		var got sql.NullBool
 		ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opt.Bound)
-		err := conn.QueryRowContext(ask, s.d.lock, name).Scan(&got)
+		err := conn.QueryRowContext(ask, s.d.lock, args...).Scan(&got)
 		cancel()
 		switch {
 		case err != nil:
+			discard(conn) // it may have the lock
 			s.release(conn, "")
 			return nil, s.failure(ctx, "lock", err, false)
 		case got.Bool:
@@ -123,11 +127,9 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, error) {
 			s.release(conn, "")
 			return nil, store.ErrLocked
 		}
-		if s.d.lockPause > 0 { // it has not waited itself
-			select {
-			case <-time.After(s.d.lockPause):
-			case <-ctx.Done():
-			}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
 		}
 	}
 }
@@ -143,11 +145,16 @@ func (s *Store) release(conn *sql.Conn, key string) (held bool) {
 		err := conn.QueryRowContext(ctx, s.d.unlock, s.lockName(key)).Scan(&got)
 		held = err == nil && got.Bool
 		if !held {
-			conn.Raw(func(any) error { return driver.ErrBadConn })
+			discard(conn)
 		}
 	}
 	conn.Close()
 	return held
+}
+
+// discard has a connection closed when it is given back.
+func discard(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 }
 
 // Unlock implements store.Store.
