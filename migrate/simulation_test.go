@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
@@ -793,7 +794,7 @@ func (r *run) tell(key string, ops []porcupine.Operation) {
 			b.WriteString(line + "\n")
 		}
 	}
-	_ = os.WriteFile(fmt.Sprintf("/tmp/violation-%d.txt", r.seed), []byte(b.String()), 0o600)
+	_ = os.WriteFile(filepath.Join(os.TempDir(), fmt.Sprintf("violation-%d.txt", r.seed)), []byte(b.String()), 0o600)
 }
 
 // cut is the history as it was when the first n operations had been answered.

@@ -3,7 +3,6 @@ package testserver
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -44,15 +43,10 @@ func MariaDB(t testing.TB, args ...string) *MariaDBServer {
 	if out, err := exec.CommandContext(ctx, install, args...).CombinedOutput(); err != nil {
 		t.Fatalf("testserver: mariadb-install-db: %v\n%s", err, out)
 	}
-	err := errPortTaken
-	for try := 0; try < 5 && errors.Is(err, errPortTaken); try++ { // taken between our look and the server's bind
+	s.begin(func() {
 		s.port = freePort(t)
 		s.Addr = fmt.Sprintf("127.0.0.1:%d", s.port)
-		err = s.start()
-	}
-	if err != nil {
-		t.Fatalf("testserver: mariadb: %v\n%s", err, s.Log())
-	}
+	}, s.start)
 	s.Exec("CREATE DATABASE app CHARACTER SET utf8mb4")
 	return s
 }
@@ -76,15 +70,7 @@ func (s *MariaDBServer) Restart(args ...string) {
 	s.t.Helper()
 	s.Stop()
 	s.args = append(s.args, args...)
-	deadline := time.Now().Add(startTime)
-	err := s.start()
-	for errors.Is(err, errPortTaken) && time.Now().Before(deadline) { // somebody else tries our port, as freePort does
-		time.Sleep(100 * time.Millisecond)
-		err = s.start()
-	}
-	if err != nil {
-		s.t.Fatalf("testserver: mariadb: restart: %v\n%s", err, s.Log())
-	}
+	s.again(s.start)
 }
 
 func (s *MariaDBServer) start() error {

@@ -2,7 +2,6 @@ package testserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -57,15 +56,10 @@ func Postgres(t testing.TB, args ...string) *PostgresServer {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("testserver: initdb: %v\n%s", err, out)
 	}
-	err := errPortTaken
-	for try := 0; try < 5 && errors.Is(err, errPortTaken); try++ { // taken between our look and the server's bind
+	s.begin(func() {
 		s.port = freePort(t)
 		s.Addr = fmt.Sprintf("127.0.0.1:%d", s.port)
-		err = s.start()
-	}
-	if err != nil {
-		t.Fatalf("testserver: postgres: %v\n%s", err, s.Log())
-	}
+	}, s.start)
 	if _, err := s.Try("postgres", "CREATE DATABASE app"); err != nil {
 		t.Fatalf("testserver: postgres: %v", err)
 	}
@@ -85,15 +79,7 @@ func (s *PostgresServer) Restart(args ...string) {
 	s.t.Helper()
 	s.Stop()
 	s.args = append(s.args, args...)
-	deadline := time.Now().Add(startTime)
-	err := s.start()
-	for errors.Is(err, errPortTaken) && time.Now().Before(deadline) { // somebody else tries our port, as freePort does
-		time.Sleep(100 * time.Millisecond)
-		err = s.start()
-	}
-	if err != nil {
-		s.t.Fatalf("testserver: postgres: restart: %v\n%s", err, s.Log())
-	}
+	s.again(s.start)
 }
 
 // Stop ends the server in the middle of whatever it does: at SIGTERM it would wait for its clients.

@@ -65,14 +65,7 @@ func Redis(t testing.TB, opts ...RedisOption) *RedisServer {
 	if err := os.Mkdir(s.dataDir(), 0o700); err != nil {
 		t.Fatalf("testserver: redis: %v", err)
 	}
-	err := errPortTaken
-	for try := 0; try < 5 && errors.Is(err, errPortTaken); try++ { // taken between our look and the server's bind
-		s.configure()
-		err = s.start()
-	}
-	if err != nil {
-		t.Fatalf("testserver: redis: %v\n%s", err, s.Log())
-	}
+	s.begin(s.configure, s.start)
 	return s
 }
 
@@ -90,16 +83,7 @@ func (s *RedisServer) URL() string {
 func (s *RedisServer) Restart() {
 	s.t.Helper()
 	s.Stop()
-	// Somebody else may be trying our port, as freePort does.
-	deadline := time.Now().Add(startTime)
-	err := s.start()
-	for errors.Is(err, errPortTaken) && time.Now().Before(deadline) {
-		time.Sleep(100 * time.Millisecond)
-		err = s.start()
-	}
-	if err != nil {
-		s.t.Fatalf("testserver: redis: restart: %v\n%s", err, s.Log())
-	}
+	s.again(s.start)
 }
 
 // Wipe removes the data files of a stopped server: it comes back empty, like a new machine under the old name.

@@ -62,6 +62,34 @@ func (s *server) Resume() {
 	s.change("resume", func(p *process) error { return p.signal(syscall.SIGCONT, true) })
 }
 
+// begin starts a server for the first time, at ports that configure chooses.
+func (s *server) begin(configure func(), start func() error) {
+	s.t.Helper()
+	err := errPortTaken
+	for try := 0; try < 5 && errors.Is(err, errPortTaken); try++ { // taken between our look and the server's bind
+		configure()
+		err = start()
+	}
+	if err != nil {
+		s.t.Fatalf("testserver: %s: %v\n%s", s.name, err, s.Log())
+	}
+}
+
+// again starts a server that was stopped, at the same ports.
+func (s *server) again(start func() error) {
+	s.t.Helper()
+	// Somebody else may be trying our port, as freePort does.
+	deadline := time.Now().Add(startTime)
+	err := start()
+	for errors.Is(err, errPortTaken) && time.Now().Before(deadline) {
+		time.Sleep(100 * time.Millisecond)
+		err = start()
+	}
+	if err != nil {
+		s.t.Fatalf("testserver: %s: restart: %v\n%s", s.name, err, s.Log())
+	}
+}
+
 func (s *server) change(what string, do func(*process) error) {
 	s.t.Helper()
 	s.mu.Lock()
