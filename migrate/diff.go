@@ -49,12 +49,9 @@ const (
 
 var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "unfit", "deadline"}
 
-// compare compares one session. The deadline is that of the store that answers; in the other it may be later by the
+// compare compares one session, o in the origin, with the target's. The deadline is that of the store that answers; in the other it may be later by the
 // rounding up, or, since touches are copied without waiting, a little earlier.
-func (e *Engine) compare(ctx context.Context, a authority, key string, tolerance time.Duration) (diffKind, Difference, error) {
-	octx, cancel := context.WithTimeout(ctx, a.times.Bound)
-	o, oerr := e.origin.Inspect(octx, key)
-	cancel()
+func (e *Engine) compare(ctx context.Context, key string, o store.Record, oerr error, tolerance time.Duration) (diffKind, Difference, error) {
 	n, nerr := e.target.Inspect(ctx, key)
 	d := Difference{OriginN: len(o.Data), TargetN: len(n.Data)}
 	switch {
@@ -119,8 +116,10 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	seen := int64(0)
 	look := func(first bool) func(ctx context.Context, keys []string) error {
 		return func(ctx context.Context, keys []string) error {
-			for _, key := range keys {
-				kind, d, err := e.compare(ctx, a, key, opt.Tolerance)
+			read := e.reader(ctx, a.times.Bound, keys)
+			for i, key := range keys {
+				o, oerr := read(i)
+				kind, d, err := e.compare(ctx, key, o, oerr, opt.Tolerance)
 				if err != nil {
 					return err
 				}
@@ -281,10 +280,9 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	var mu sync.Mutex // guards what the workers fill
 	look := func(each func(key string, now state)) error {
 		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
-			for _, key := range keys {
-				octx, cancel := context.WithTimeout(ctx, a.times.Bound)
-				rec, err := e.origin.Inspect(octx, key)
-				cancel()
+			read := e.reader(ctx, a.times.Bound, keys)
+			for i, key := range keys {
+				rec, err := read(i)
 				now := state{sessionHash(string(rec.Version()) + rec.Expires.String()), rec.Expires.UnixMilli()}
 				if ageless {
 					now.is = sessionHash(string(rec.Version()))
@@ -347,7 +345,8 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 				delete(suspects, key) // this gateway's own
 				continue
 			}
-			kind, _, err := e.compare(ctx, a, key, time.Second)
+			o, oerr := e.reader(ctx, a.times.Bound, []string{key})(0)
+			kind, _, err := e.compare(ctx, key, o, oerr, time.Second)
 			if err != nil {
 				return f, err
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -123,6 +124,10 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 		e.healthGates(ctx, add)
 	}
 	switch {
+	case to == DualWrite && up && e.opt.OriginCheck != nil && gather:
+		against, _, err := e.opt.OriginCheck(ctx)
+		add(Gate{Name: "origin", Open: err == nil && len(against) == 0, Value: evidence(err, strings.Join(against, "; ")),
+			Remedy: "see docs/sql.md"})
 	case to == Sync && up:
 		e.gatesIntoSync(ctx, c, opt, gather, &gates, add)
 	case to == Live && up:

@@ -295,6 +295,28 @@ func (e *Engine) under(ctx context.Context, phases func(Phase) bool, f func(ctx 
 	}
 }
 
+// reader reads keys in the origin, each by its place: all of them now, where the origin can do that, and otherwise each when
+// it is asked for.
+func (e *Engine) reader(ctx context.Context, bound time.Duration, keys []string) func(i int) (store.Record, error) {
+	if bulk, ok := e.origin.(store.BulkReader); ok {
+		octx, cancel := context.WithTimeout(ctx, bound)
+		defer cancel()
+		if all, err := bulk.InspectAll(octx, keys); err == nil {
+			return func(i int) (store.Record, error) {
+				if all[i] == nil {
+					return store.Record{}, store.ErrAbsent
+				}
+				return *all[i], nil
+			}
+		}
+	}
+	return func(i int) (store.Record, error) {
+		octx, cancel := context.WithTimeout(ctx, bound)
+		defer cancel()
+		return e.origin.Inspect(octx, keys[i])
+	}
+}
+
 // inspect reads keys in the origin. What is overdue there, or cannot be moved, is nil: absent in the target.
 //
 // A few that cannot be read are left out if spare says so: somebody outside may hold a session's lock for a whole slow
@@ -302,10 +324,9 @@ func (e *Engine) under(ctx context.Context, phases func(Phase) bool, f func(ctx 
 func (e *Engine) inspect(ctx context.Context, bound time.Duration, keys []string, w *walk, spare bool) ([]store.Entry, error) {
 	entries := make([]store.Entry, 0, len(keys))
 	now, spared := time.Now(), 0
-	for _, key := range keys {
-		octx, cancel := context.WithTimeout(ctx, bound)
-		rec, err := e.origin.Inspect(octx, key)
-		cancel()
+	read := e.reader(ctx, bound, keys)
+	for i, key := range keys {
+		rec, err := read(i)
 		if err != nil && store.Failed(err) && spare && ctx.Err() == nil && spared < 3 {
 			spared++
 			continue

@@ -1,8 +1,10 @@
 package migrate
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -123,6 +125,25 @@ func TestASessionThatCannotBeMoved(t *testing.T) {
 			w.origin.up()
 			w.reads(g, "s7", "x, and more")
 		})
+	})
+}
+
+func TestAnOriginThatIsNotFitClosesTheFirstGate(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway(func(o *Options) {
+			o.OriginCheck = func(context.Context) (against, advice []string, err error) {
+				return []string{"no unique index"}, []string{"a text"}, nil
+			}
+		})
+		w.must(g.Create(w.ctx(), w.opt()))
+		p, err := g.Plan(w.ctx())
+		if w.must(err); !slices.Contains(p.Blockers, "no unique index") || !slices.Contains(p.Advise, "a text") {
+			t.Errorf("plan: %q, %q", p.Blockers, p.Advise)
+		}
+		var closed *GateError
+		if err := g.SwitchTraffic(w.ctx(), DualWrite, w.opt()); !errors.As(err, &closed) || !strings.Contains(err.Error(), "no unique index") {
+			t.Errorf("SwitchTraffic: got %v, want a closed gate", err)
+		}
 	})
 }
 

@@ -137,6 +137,13 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 		"`complete` only after a few session lifetimes in ramp-down")
 	p.Ladder = []string{"create", "switchtraffic --to dual-write", "switchtraffic --to sync", "switchtraffic --to live", "switchtraffic --to ramp-down", "complete"}
 
+	if e.opt.OriginCheck != nil {
+		against, advice, err := e.opt.OriginCheck(ctx)
+		if err != nil {
+			return p, fmt.Errorf("the origin cannot be asked: %w", err)
+		}
+		p.Blockers, p.Advise = append(p.Blockers, against...), append(p.Advise, advice...)
+	}
 	if e.origin.Capabilities().Ageless {
 		p.Advise = append(p.Advise, "the origin does not know how old a session is: in the target each lives for a whole lifetime= from when it is first seen")
 	}

@@ -23,6 +23,13 @@ type Origin interface {
 	Under(m Mark) Store
 }
 
+// BulkReader is what a store may be, besides: one that reads many records for little more than the price of one.
+type BulkReader interface {
+	// InspectAll is Inspect of each key, in their order; nil is an absent record. Where one cannot be read it fails for
+	// all, and the caller asks for each.
+	InspectAll(ctx context.Context, keys []string) ([]*Record, error)
+}
+
 // A Mark is what an origin carries beside its sessions.
 type Mark struct {
 	Identity string `json:"identity,omitempty"` // random, made at `create`: which directory, which table

@@ -36,6 +36,9 @@ type dialect struct {
 	// many seconds to wait for it, if lockWaits, and asked again after a moment.
 	lock, unlock string
 	lockWaits    bool
+	// What Check asks: 1 where the server takes no writes; how many unique indexes there are on a column alone, given the
+	// schema ("": the current one) twice, the table and the column; the table's engine, given the schema twice and the table.
+	readOnly, unique, engine string
 	// classify says what became of a statement whose error is err.
 	classify func(err error) class
 }
@@ -71,8 +74,12 @@ var mariadb = &dialect{
 		"mark VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL) ENGINE=InnoDB",
 	lock:      "SELECT GET_LOCK(?, ?)",
 	lockWaits: true,
-	unlock:    "SELECT RELEASE_LOCK(?)",
-	classify:  classifyMySQL,
+	readOnly:  "SELECT @@global.read_only",
+	unique: "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics WHERE table_schema = IF(? = '', DATABASE(), ?) AND " +
+		"table_name = ? AND non_unique = 0 GROUP BY index_name HAVING COUNT(*) = 1 AND MAX(column_name) = ?) one",
+	engine:   "SELECT engine FROM information_schema.tables WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ?",
+	unlock:   "SELECT RELEASE_LOCK(?)",
+	classify: classifyMySQL,
 }
 
 var postgres = &dialect{
@@ -97,6 +104,10 @@ var postgres = &dialect{
 	lock:     "SELECT pg_try_advisory_lock(hashtext($1))",
 	unlock:   "SELECT pg_advisory_unlock(hashtext($1))",
 	dollar:   true,
+	readOnly: "SELECT CASE WHEN pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' THEN 1 ELSE 0 END",
+	unique: "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace " +
+		"JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] WHERE n.nspname = CASE WHEN ?::text = '' THEN " +
+		"current_schema() ELSE ?::text END AND c.relname = ?::text AND a.attname = ?::text AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL",
 	classify: classifyPostgres,
 }
 
@@ -214,6 +225,7 @@ var hints = map[string]string{
 	"1205":  " (somebody holds the row)",
 	"1213":  " (a deadlock)",
 	"1290":  " (the server is read-only: is it a replica by now?)",
+	"1364":  " (a column has no default, and is not one of those that are said)",
 	"1836":  " (the server is read-only: is it a replica by now?)",
 	"1969":  " (took too long)",
 	"3024":  " (took too long)",

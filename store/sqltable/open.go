@@ -140,8 +140,8 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 	if t.Time.Column != "" {
 		s.time = d.ident(t.Time.Column)
 	}
-	schema, _, found := strings.Cut(t.Name, ".")
-	if s.marks.table = d.ident(marksTable); found {
+	if s.marks.table = d.ident(marksTable); strings.Contains(t.Name, ".") {
+		schema, _ := s.place()
 		s.marks.table = d.ident(schema + "." + marksTable)
 	}
 	s.locks.init(opt.MaxLocks)
@@ -151,13 +151,21 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 	return s, s.look(ctx)
 }
 
+// place is the schema, "" for the current one, and the name of the table in it.
+func (s *Store) place() (schema, table string) {
+	if schema, table, found := strings.Cut(s.opt.Table.Name, "."); found {
+		return schema, table
+	}
+	return "", s.opt.Table.Name
+}
+
 // look asks the server what the columns are.
 func (s *Store) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*s.opt.Bound)
 	defer cancel()
-	schema, table, found := strings.Cut(s.opt.Table.Name, ".")
-	where, args := "table_schema = "+s.d.schema+" AND table_name = "+s.d.text, []any{s.opt.Table.Name}
-	if found {
+	schema, table := s.place()
+	where, args := "table_schema = "+s.d.schema+" AND table_name = "+s.d.text, []any{table}
+	if schema != "" {
 		where, args = "table_schema = "+s.d.text+" AND table_name = "+s.d.text, []any{schema, table}
 	}
 	q := s.query("SELECT column_name, data_type, COALESCE(character_maximum_length, 0), COALESCE(collation_name, '') FROM information_schema.columns WHERE "+where, args...)
@@ -214,6 +222,7 @@ func (s *Store) look(ctx context.Context) error {
 	}
 	s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
 	s.exact = strings.Contains(id.kind, "binary")
+	s.binary = strings.HasSuffix(id.collation, "_bin")
 	s.textual = !strings.Contains(data.kind, "blob") && !strings.Contains(data.kind, "binary")
 	return nil
 }

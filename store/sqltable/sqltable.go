@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -44,6 +45,7 @@ type Store struct {
 	sameData              string // the column of the body holds the bytes of ?
 	idLen                 int    // longest id in bytes
 	exact                 bool   // the server tells ids apart byte by byte
+	binary                bool   // it does, but for blanks at the end
 	textual               bool   // the column of the body is text, and takes no []byte
 
 	locks locks
@@ -112,6 +114,14 @@ func (s *Store) dataArg(column []byte) any {
 	return column
 }
 
+// left is how long a row's session lives from now, in ms; NULL where the table does not say.
+func (s *Store) left() string {
+	if ends := s.ends(); ends != "" {
+		return ends + " - " + s.d.now
+	}
+	return "NULL"
+}
+
 // alive limits q to what is a session still: all that there is, where the application serves what is overdue.
 func (s *Store) alive(q *query) *query {
 	if ends := s.ends(); ends != "" && !s.opt.Table.Lazy {
@@ -138,12 +148,8 @@ type raw struct {
 
 // read returns the row under key, or nil, overdue or not.
 func (s *Store) read(ctx context.Context, key string) (*raw, error) {
-	left := "NULL"
-	if ends := s.ends(); ends != "" {
-		left = ends + " - " + s.d.now
-	}
 	r := &raw{}
-	err := s.row(ctx, s.where(s.query("SELECT "+s.id+", "+s.data+", "+left+" FROM "+s.table), key), &r.id, &r.data, &r.left)
+	err := s.row(ctx, s.where(s.query("SELECT "+s.id+", "+s.data+", "+s.left()+" FROM "+s.table), key), &r.id, &r.data, &r.left)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil
@@ -204,6 +210,57 @@ func (s *Store) Load(ctx context.Context, key string) (store.Record, error) {
 // Inspect implements store.Store.
 func (s *Store) Inspect(ctx context.Context, key string) (store.Record, error) {
 	return s.Load(ctx, key)
+}
+
+// bulk is how many rows InspectAll asks for in one statement.
+const bulk = 50
+
+// InspectAll implements store.BulkReader.
+func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record, error) {
+	ctx, cancel := s.begin(ctx)
+	defer cancel()
+	at := make(map[string]int, len(keys))
+	for i, key := range keys {
+		if err := s.check(key); err != nil {
+			return nil, err
+		}
+		at[key] = i
+	}
+	all := make([]*store.Record, len(keys))
+	for rest := range slices.Chunk(keys, bulk) {
+		q := s.query("SELECT " + s.id + ", " + s.data + ", " + s.left() + " FROM " + s.table + " WHERE " + s.id + " IN (")
+		for i := range bulk { // always as many, so that there is one statement; the last one again is nothing more
+			q.add(map[bool]string{true: ", "}[i > 0]+s.idParam, rest[min(i, len(rest)-1)])
+		}
+		st, err := s.statement(ctx, q.add(")"))
+		if err != nil {
+			return nil, s.failure(ctx, "prepare", err, false)
+		}
+		rows, err := st.QueryContext(ctx, q.args...)
+		if err != nil {
+			return nil, s.failure(ctx, "read", err, false)
+		}
+		for rows.Next() {
+			r := &raw{}
+			if err = rows.Scan(&r.id, &r.data, &r.left); err != nil {
+				break
+			}
+			i, asked := at[unpadded(string(r.id))]
+			if !asked || !s.live(r) { // another id that is equal by the column's collation
+				continue
+			}
+			var rec store.Record
+			if rec, err = s.record(r); err != nil {
+				break
+			}
+			all[i] = &rec
+		}
+		err = errors.Join(err, rows.Close())
+		if err = errors.Join(err, rows.Err()); err != nil {
+			return nil, s.failure(ctx, "read", err, false)
+		}
+	}
+	return all, nil
 }
 
 // Save implements store.Store.

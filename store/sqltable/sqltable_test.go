@@ -233,6 +233,82 @@ func TestARowWithoutABody(t *testing.T) {
 	}
 }
 
+// Many are read as each of them is.
+func TestInspectAll(t *testing.T) {
+	for name, srv := range servers(t) {
+		for kind := range tables {
+			t.Run(name+", "+kind, func(t *testing.T) {
+				s := open(t, srv, kind)
+				var keys []string
+				for i := range 123 {
+					key := fmt.Sprint("k", i)
+					keys = append(keys, key)
+					if i%3 == 0 {
+						continue
+					}
+					if err := s.Save(t.Context(), key, hour(fmt.Sprint("v", i)), store.Always); err != nil {
+						t.Fatal(err)
+					}
+				}
+				all, err := s.InspectAll(t.Context(), keys)
+				if err != nil || len(all) != len(keys) {
+					t.Fatalf("%d, %v", len(all), err)
+				}
+				for i, key := range keys {
+					one, err := s.Inspect(t.Context(), key)
+					switch {
+					case errors.Is(err, store.ErrAbsent) != (all[i] == nil):
+						t.Errorf("%s: %v, %v", key, all[i], err)
+					case all[i] != nil && (all[i].Version() != one.Version() || all[i].Expires.Sub(one.Expires).Abs() > 2*time.Second):
+						t.Errorf("%s: %v, %v", key, all[i], one)
+					}
+				}
+				if _, err := s.InspectAll(t.Context(), []string{"a b"}); !errors.Is(err, store.ErrInvalid) {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// Check names what is in the way, by what is to be done.
+func TestCheck(t *testing.T) {
+	srv := servers(t)
+	for name, c := range map[string]struct{ server, create, user, want, advice string }{
+		"fine":                 {"MariaDB", "CREATE TABLE %s (id VARBINARY(64) PRIMARY KEY, data BLOB NOT NULL, expires INT NOT NULL) ENGINE=InnoDB", "", "", ""},
+		"another column":       {"MariaDB", "CREATE TABLE %s (id VARBINARY(64) PRIMARY KEY, data BLOB, expires INT, ip VARCHAR(20) NOT NULL) ENGINE=InnoDB", "", "has no default", ""},
+		"fine, PostgreSQL":     {"PostgreSQL", "CREATE TABLE %s (id varchar(64) PRIMARY KEY, data bytea, expires int)", "", "", ""},
+		"MyISAM":               {"MariaDB", "CREATE TABLE %s (id VARBINARY(64) PRIMARY KEY, data BLOB, expires INT) ENGINE=MyISAM", "", "ENGINE=InnoDB", ""},
+		"no index":             {"MariaDB", "CREATE TABLE %s (id VARBINARY(64), data BLOB, expires INT, KEY (id)) ENGINE=InnoDB", "", "no unique index", ""},
+		"an index with others": {"PostgreSQL", "CREATE TABLE %s (id varchar(64), data bytea, expires int, UNIQUE (id, expires))", "", "no unique index", ""},
+		"case":                 {"MariaDB", "CREATE TABLE %s (id VARCHAR(64) PRIMARY KEY, data BLOB, expires INT) ENGINE=InnoDB", "", "", "differ in case"},
+		"text":                 {"PostgreSQL", "CREATE TABLE %s (id varchar(64) PRIMARY KEY, data text, expires int)", "", "", "is a text"},
+		"rights": {"MariaDB", "CREATE TABLE %s (id VARBINARY(64) PRIMARY KEY, data BLOB, expires INT) ENGINE=InnoDB; CREATE USER r@'127.0.0.1'; GRANT SELECT, UPDATE ON app.%s TO r@'127.0.0.1'",
+			"r", "INSERT on", ""},
+		"rights, PostgreSQL": {"PostgreSQL", "CREATE TABLE %s (id varchar(64) PRIMARY KEY, data bytea, expires int); CREATE USER r; GRANT SELECT ON %s TO r", "r", "DELETE on", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := srv[c.server]
+			table := fmt.Sprint("c", number.Add(1))
+			s.Exec(strings.ReplaceAll(c.create, "%s", table))
+			u := s.URL("app")
+			if c.user != "" {
+				u = strings.NewReplacer("root@", c.user+"@", "postgres@", c.user+"@").Replace(u)
+			}
+			against, advice, err := at(t, u+"?table="+table+"&id=id&data=data&expires=expires").Check(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all := strings.Join(against, "; "); c.want == "" && all != "" || !strings.Contains(all, c.want) {
+				t.Errorf("against: %q, want %q", all, c.want)
+			}
+			if all := strings.Join(advice, "; "); !strings.Contains(all, c.advice) {
+				t.Errorf("advice: %q, want %q", all, c.advice)
+			}
+		})
+	}
+}
+
 // blocked says how many statements wait for a row.
 func blocked(s server) string {
 	if strings.HasPrefix(s.URL(""), "mysql") {
