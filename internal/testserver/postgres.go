@@ -44,8 +44,8 @@ func Postgres(t testing.TB, args ...string) *PostgresServer {
 		Need(t, "postgresql", err == nil)
 		uid, _ := strconv.Atoi(u.Uid)
 		gid, _ := strconv.Atoi(u.Gid)
-		s.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: false}
-		if err := firstError(os.Chown(s.dir, uid, gid)); err != nil {
+		s.as = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		if err := os.Chown(s.dir, uid, gid); err != nil {
 			t.Fatalf("testserver: postgres: %v", err)
 		}
 	}

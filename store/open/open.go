@@ -95,7 +95,7 @@ func openFile(ctx context.Context, u *url.URL, opt Options) (store.Store, error)
 }
 
 func openSQL(ctx context.Context, u *url.URL, opt Options) (store.Store, error) {
-	plain, o, err := sqltable.ParseURL(u, sqltable.Options{Lifetime: opt.Lifetime, MaxValue: opt.MaxValue, Bound: opt.Bound, Logger: opt.Logger})
+	plain, o, err := sqltable.ParseURL(u, sqltable.Options{Lifetime: opt.Lifetime, MaxValue: opt.MaxValue, Bound: opt.Bound})
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,6 @@ import (
 
 // dialect is what the two kinds of servers say differently. Statements are written with ? for a parameter.
 type dialect struct {
-	name   string
 	quote  string // around a name
 	now    string // the server's clock, in ms since 1970
 	number func(expr string) string
@@ -56,7 +55,6 @@ const (
 )
 
 var mariadb = &dialect{
-	name:   "mysql",
 	quote:  "`",
 	now:    "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000 AS SIGNED)",
 	number: func(e string) string { return "CAST(" + e + " AS SIGNED)" },
@@ -83,7 +81,6 @@ var mariadb = &dialect{
 }
 
 var postgres = &dialect{
-	name:   "postgres",
 	quote:  `"`,
 	now:    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
 	number: func(e string) string { return "(" + e + ")::bigint" },
@@ -111,7 +108,7 @@ var postgres = &dialect{
 	classify: classifyPostgres,
 }
 
-// name quotes a name, of a table with its schema, too.
+// ident quotes a name, of a table with its schema, too.
 func (d *dialect) ident(name string) string {
 	parts := strings.Split(name, ".")
 	for i, p := range parts {
@@ -240,7 +237,8 @@ var hints = map[string]string{
 	"57014": " (took too long)",
 }
 
-func unquoted(name string) error {
+// checkName refuses what cannot be the name of a table, with its schema, or of a column.
+func checkName(name string) error {
 	for _, part := range strings.Split(name, ".") {
 		if part == "" || len(part) > 64 {
 			return fmt.Errorf("%q is no name of a table or column", name)

@@ -51,7 +51,7 @@ func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration)
 	defer s.locks.mu.Unlock()
 	if err == nil && s.locks.closed {
 		s.release(conn, key)
-		err = fmt.Errorf("store/sqltable: closed: %w", store.ErrUnavailable)
+		err = errClosed
 	}
 	if err != nil {
 		delete(s.locks.held, key)
@@ -69,7 +69,7 @@ func (k *locks) turn(ctx context.Context, key string, l *lock) error {
 		k.mu.Lock()
 		if k.closed {
 			k.mu.Unlock()
-			return fmt.Errorf("store/sqltable: closed: %w", store.ErrUnavailable)
+			return errClosed
 		}
 		other := k.held[key]
 		if other == nil {

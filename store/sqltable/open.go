@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/url"
 	"strconv"
@@ -64,9 +63,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Table.Codec == nil {
 		o.Table.Codec = identity{}
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return o
 }
@@ -135,7 +131,7 @@ func openPostgres(u *url.URL, opt Options) (*sql.DB, error) {
 // newStore makes a store of a database, which it closes at its end.
 func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store, error) {
 	t := &opt.Table
-	s := &Store{db: db, d: d, opt: opt, log: opt.Logger, stmts: map[string]*sql.Stmt{},
+	s := &Store{db: db, d: d, opt: opt, stmts: map[string]*sql.Stmt{},
 		table: d.ident(t.Name), id: d.ident(t.ID), data: d.ident(t.Data), idParam: "?", dataParam: "?"}
 	if t.Time.Column != "" {
 		s.time = d.ident(t.Time.Column)

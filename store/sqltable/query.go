@@ -67,7 +67,7 @@ func (s *Store) statement(ctx context.Context, q *query) (*sql.Stmt, error) {
 	return st, nil
 }
 
-var errClosed = errors.New("the store is closed")
+var errClosed = fmt.Errorf("store/sqltable: closed: %w", store.ErrUnavailable)
 
 // tries is how often a statement is sent that the server gives up for the sake of another one (a deadlock).
 const tries = 4

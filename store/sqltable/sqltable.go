@@ -13,7 +13,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -30,7 +29,6 @@ type Options struct {
 	Bound    time.Duration // the longest time an operation may take. 0 is 2 s
 	MaxConns int           // connections for reads and writes. 0 is 16
 	MaxLocks int           // locks held at a time, each on a connection of its own. 0 is 256
-	Logger   *slog.Logger  // hears of connections lost. nil is silence
 }
 
 // Store is a table of sessions. It is safe for concurrent use.
@@ -38,7 +36,6 @@ type Store struct {
 	db  *sql.DB
 	d   *dialect
 	opt Options
-	log *slog.Logger
 
 	table, id, data, time string // quoted
 	idParam, dataParam    string // ? with what the server has to know of its type

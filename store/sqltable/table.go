@@ -84,12 +84,12 @@ func (t *Table) check(lifetime time.Duration) error {
 		return errors.New("say which table it is: preset=, or table=, id= and data=")
 	}
 	for _, name := range []string{t.Name, t.ID, t.Data} {
-		if err := unquoted(name); err != nil {
+		if err := checkName(name); err != nil {
 			return err
 		}
 	}
 	if t.Time.Column != "" {
-		if err := unquoted(t.Time.Column); err != nil {
+		if err := checkName(t.Time.Column); err != nil {
 			return err
 		}
 	}
