@@ -51,9 +51,8 @@ type Options struct {
 	Workers int
 	// TargetHealth reports what the gates want to know of the target's set-up; nil: nothing is known.
 	TargetHealth func(context.Context) (TargetHealth, error)
-	// OriginCheck says what about the origin's set-up keeps sessions from being moved (against), and what one should know;
-	// nil: nothing is known.
-	OriginCheck func(context.Context) (against, advice []string, err error)
+	// OriginCheck looks at the origin's set-up; nil: nothing is known.
+	OriginCheck func(context.Context) (store.Findings, error)
 	Logger      *slog.Logger
 	// Hooks are called at points of interest, if set.
 	Hooks Hooks

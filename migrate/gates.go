@@ -125,8 +125,8 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 	}
 	switch {
 	case to == DualWrite && up && e.opt.OriginCheck != nil && gather:
-		against, _, err := e.opt.OriginCheck(ctx)
-		add(Gate{Name: "origin", Open: err == nil && len(against) == 0, Value: evidence(err, strings.Join(against, "; ")),
+		found, err := e.opt.OriginCheck(ctx)
+		add(Gate{Name: "origin", Open: err == nil && len(found.Against) == 0, Value: evidence(err, strings.Join(found.Against, "; ")),
 			Remedy: "see docs/sql.md"})
 	case to == Sync && up:
 		e.gatesIntoSync(ctx, c, opt, gather, &gates, add)
@@ -276,19 +276,22 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 // origin, too, and is gone from both when it is destroyed.
 func (e *Engine) canary(ctx context.Context) error {
 	op := e.op(authority{})
-	key := "sessile-canary-" + op.Nonce
+	key, data := "sessile-canary-"+op.Nonce, []byte("canary")
 	if !e.opt.OwnsKey(key) {
 		key = op.Nonce
 	}
+	if p, ok := e.origin.(store.Prover); ok {
+		key, data = p.Canary()
+	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	rec := store.Record{Data: []byte("canary"), Expires: time.Now().Add(time.Minute)}
+	rec := store.Record{Data: data, Expires: time.Now().Add(time.Minute)}
 	if err := e.Save(ctx, key, rec, store.IfAbsent); err != nil {
 		return fmt.Errorf("writing: %w", err)
 	}
 	for name, s := range map[string]store.Store{"origin": e.origin, "target": e.target} {
 		got, err := s.Load(ctx, key)
-		if err != nil || string(got.Data) != "canary" {
+		if err != nil || string(got.Data) != string(data) {
 			return fmt.Errorf("reading it from the %s: %q, %w", name, got.Data, errors.Join(err, errors.New("not what was written")))
 		}
 	}

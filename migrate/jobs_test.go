@@ -131,13 +131,13 @@ func TestASessionThatCannotBeMoved(t *testing.T) {
 func TestAnOriginThatIsNotFitClosesTheFirstGate(t *testing.T) {
 	simulate(t, func(w *world) {
 		g := w.gateway(func(o *Options) {
-			o.OriginCheck = func(context.Context) (against, advice []string, err error) {
-				return []string{"no unique index"}, []string{"a text"}, nil
+			o.OriginCheck = func(context.Context) (store.Findings, error) {
+				return store.Findings{Facts: []string{"a table"}, Against: []string{"no unique index"}, Advice: []string{"a text"}}, nil
 			}
 		})
 		w.must(g.Create(w.ctx(), w.opt()))
 		p, err := g.Plan(w.ctx())
-		if w.must(err); !slices.Contains(p.Blockers, "no unique index") || !slices.Contains(p.Advise, "a text") {
+		if w.must(err); !slices.Contains(p.Blockers, "no unique index") || !slices.Contains(p.Advise, "a text") || !slices.Contains(p.Origin, "a table") {
 			t.Errorf("plan: %q, %q", p.Blockers, p.Advise)
 		}
 		var closed *GateError

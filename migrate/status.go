@@ -105,6 +105,7 @@ type Plan struct {
 	MeanBytes  int64            `json:"mean_bytes"`
 	MaxBytes   int64            `json:"max_bytes"`
 	Formats    map[string]int64 `json:"formats"` // of the sample's bodies
+	Origin     []string         `json:"origin"`  // what it was taken for
 	Skipped    map[string]int64 `json:"skipped"` // by reason: what lies there and is no session
 	TargetOK   bool             `json:"target_ok"`
 	TargetKeys int64            `json:"target_keys"` // sessions of this site that the target holds already
@@ -120,7 +121,7 @@ type Plan struct {
 // Plan looks at both stores and writes nothing.
 func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 	p := Plan{Workflow: e.opt.Workflow, Times: e.opt.Times, Formats: map[string]int64{}, Skipped: map[string]int64{},
-		Stalls: []string{}, Require: []string{}, Advise: []string{}, Blockers: []string{}, Gates: []Gate{}}
+		Origin: []string{}, Stalls: []string{}, Require: []string{}, Advise: []string{}, Blockers: []string{}, Gates: []Gate{}}
 	t := p.Times
 	p.Stalls = append(p.Stalls,
 		fmt.Sprintf("a step: none; the step into sync takes at least %v, while everything goes on", t.Gateway),
@@ -138,11 +139,11 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 	p.Ladder = []string{"create", "switchtraffic --to dual-write", "switchtraffic --to sync", "switchtraffic --to live", "switchtraffic --to ramp-down", "complete"}
 
 	if e.opt.OriginCheck != nil {
-		against, advice, err := e.opt.OriginCheck(ctx)
+		found, err := e.opt.OriginCheck(ctx)
 		if err != nil {
 			return p, fmt.Errorf("the origin cannot be asked: %w", err)
 		}
-		p.Blockers, p.Advise = append(p.Blockers, against...), append(p.Advise, advice...)
+		p.Origin, p.Blockers, p.Advise = found.Facts, append(p.Blockers, found.Against...), append(p.Advise, found.Advice...)
 	}
 	if e.origin.Capabilities().Ageless {
 		p.Advise = append(p.Advise, "the origin does not know how old a session is: in the target each lives for a whole lifetime= from when it is first seen")

@@ -30,6 +30,25 @@ type BulkReader interface {
 	InspectAll(ctx context.Context, keys []string) ([]*Record, error)
 }
 
+// Checker is what an origin may be, besides: one that can say what it is, and what is wrong with its set-up.
+type Checker interface {
+	// Check looks at the origin, and writes nothing.
+	Check(ctx context.Context) (Findings, error)
+}
+
+// Findings are lines for people.
+type Findings struct {
+	Facts   []string // what the origin was taken for
+	Against []string // what keeps sessions from being moved away safely
+	Advice  []string // what one should know
+}
+
+// Prover is what an origin may be, besides: one that does not hold a session of any form.
+type Prover interface {
+	// Canary returns a session that it can hold, under a key that no application has.
+	Canary() (key string, data []byte)
+}
+
 // A Mark is what an origin carries beside its sessions.
 type Mark struct {
 	Identity string `json:"identity,omitempty"` // random, made at `create`: which directory, which table

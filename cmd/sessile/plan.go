@@ -119,6 +119,14 @@ var errReadOnly = fmt.Errorf("%w: only looking", store.ErrUnavailable)
 
 type readOrigin struct{ store.Origin }
 
+// Check implements store.Checker where the origin does.
+func (r readOrigin) Check(ctx context.Context) (store.Findings, error) {
+	if c, ok := r.Origin.(store.Checker); ok {
+		return c.Check(ctx)
+	}
+	return store.Findings{}, nil
+}
+
 func (readOrigin) SwapMark(context.Context, store.Mark, store.Mark) error { return errReadOnly }
 func (readOrigin) Save(context.Context, string, store.Record, store.Condition) error {
 	return errReadOnly
@@ -195,7 +203,7 @@ func writePlan(w io.Writer, p migrate.Plan) {
 	for _, part := range []struct {
 		title string
 		lines []string
-	}{{"stalls", p.Stalls}, {"required", p.Require}, {"advised", p.Advise}, {"in the way", p.Blockers}, {"ladder", p.Ladder}} {
+	}{{"origin", p.Origin}, {"stalls", p.Stalls}, {"required", p.Require}, {"advised", p.Advise}, {"in the way", p.Blockers}, {"ladder", p.Ladder}} {
 		for i, line := range part.lines {
 			if i == 0 {
 				fmt.Fprintf(w, "%s:\n", part.title)

@@ -61,7 +61,7 @@ func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, e
 		opt.Prefix = t.Prefix()
 		opt.TargetHealth = func(ctx context.Context) (migrate.TargetHealth, error) { return health(ctx, t) }
 	}
-	if o, ok := s.origin.(checker); ok {
+	if o, ok := s.origin.(store.Checker); ok {
 		opt.OriginCheck = o.Check
 	}
 	e, err := migrate.New(s.origin, s.target, opt)
@@ -85,11 +85,6 @@ func phpID[T string | []byte](id T) bool {
 		}
 	}
 	return len(id) > 0 && len(id) <= 250
-}
-
-// checker is an origin that can say what is wrong with its set-up.
-type checker interface {
-	Check(context.Context) (against, advice []string, err error)
 }
 
 // informer is a target that is Redis.

@@ -1,72 +1,172 @@
 package sqltable
 
 import (
+	"bytes"
+	"compress/flate"
 	"encoding/base64"
 	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/sessile/sessile/store"
 )
 
-// Codec turns what a column holds into a session's body and back: pure functions. Read(Write(x)) is x for every body x
-// that Write takes; the same body may be written in several ways in a column.
-type Codec interface {
-	// Read makes a body of a column, Write a column of a body. What is not of this form is an error matching
-	// store.ErrInvalid.
-	Read(column []byte) (body []byte, err error)
-	Write(body []byte) (column []byte, err error)
+// Row is what a codec sees of a row.
+type Row struct {
+	ID   string // the session's id, as the application's clients say it
+	Data []byte // the column of the body
+	Time int64  // the time column, in ms since 1970. 0: there is none, or it holds nothing
 }
 
-// Codecs are all that a URL may name (codec=).
-var Codecs = map[string]Codec{
-	"":            identity{},
-	"base64":      base64Column{},
-	"base64-body": base64Body{76},
+// Codec turns a row into a session's body and back: pure functions. Read(Write(id, x)) is x for every body x that Write
+// takes; the same body may be written in several ways in a column. What is not of this form is an error matching
+// store.ErrInvalid.
+type Codec interface {
+	Read(Row) (body []byte, err error)
+	// Write fills Data; and Time, if the codec is timed. ID is not looked at.
+	Write(id string, body []byte) (Row, error)
+	// Timed: the body says what the time column holds. Then a touch has no place to go, and moves nothing.
+	Timed() bool
+}
+
+// ParseCodec reads what a URL says (codec=): the names of steps with commas between them, from the column to the body.
+func ParseCodec(text string) (Codec, error) {
+	var c chain
+	for _, name := range strings.Split(text, ",") {
+		s, there := steps[name]
+		if !there {
+			return nil, fmt.Errorf("it takes one of, or several with commas between them: %s", strings.Join(slices.Sorted(maps.Keys(steps)), ", "))
+		}
+		c = append(c, s)
+	}
+	return c, nil
+}
+
+// must is for presets.
+func must(c Codec, err error) Codec {
+	if err != nil {
+		panic(err)
+	}
+	return c
+}
+
+// A step is a codec that looks at nothing but the column: read goes towards the body, write towards the column.
+type step struct {
+	read, write func(in []byte) ([]byte, error)
+}
+
+// steps are what a codec may consist of.
+var steps = map[string]step{
+	// The column is the Base64 of the body, in lines or not. It is written on one line.
+	"base64": {decode64, encode64},
+	// The same, where a column that is no Base64 is taken for the body itself, as Magento does.
+	"base64-or-plain": {func(in []byte) ([]byte, error) {
+		if raw, err := decode64(in); err == nil {
+			return raw, nil
+		}
+		return in, nil
+	}, encode64},
+	// The body is the Base64 of the column, in lines of 76 characters with a line feed behind each, as Perl's
+	// MIME::Base64 writes it, or on one line without any. A body in another form is refused: it would not come back as it was.
+	"to-base64":      exact(func(in []byte) []byte { return mime64(in, 76) }, decode64),
+	"to-base64-line": exact(func(in []byte) []byte { return base64.StdEncoding.AppendEncode(nil, in) }, decode64),
+	// The body is a string as PHP's serialize() writes it, s:3:"abc"; and the column is what is in it (Laravel's in Redis).
+	"php-string": exact(func(in []byte) []byte { return fmt.Appendf(nil, "s:%d:\"%s\";", len(in), in) }, phpString),
+	// The column is the body compressed by PHP's gzdeflate().
+	"deflate": {inflate, deflate},
 }
 
 // identity: the column holds the body.
-type identity struct{}
+var identity = chain{}
 
-func (identity) Read(column []byte) ([]byte, error) { return column, nil }
-func (identity) Write(body []byte) ([]byte, error)  { return body, nil }
+// chain is steps one after another.
+type chain []step
 
-// base64Column: the column holds the Base64 of the body, in lines or not.
-type base64Column struct{}
-
-func (base64Column) Read(column []byte) ([]byte, error) { return decode64(column) }
-func (base64Column) Write(body []byte) ([]byte, error) {
-	return base64.StdEncoding.AppendEncode(nil, body), nil
-}
-
-// base64Body: the body is the Base64 of the column, in lines of so many characters with a line feed behind each, as
-// Perl's MIME::Base64 writes it. A body in another form is refused, because it would not come back as it was.
-type base64Body struct{ line int }
-
-func (c base64Body) Read(column []byte) ([]byte, error) {
-	text := base64.StdEncoding.AppendEncode(nil, column)
-	body := make([]byte, 0, len(text)+len(text)/c.line+1)
-	for len(text) > 0 {
-		n := min(c.line, len(text))
-		body = append(append(body, text[:n]...), '\n')
-		text = text[n:]
+func (c chain) Read(r Row) (body []byte, err error) {
+	body = r.Data
+	for _, s := range c {
+		if body, err = s.read(body); err != nil {
+			return nil, err
+		}
 	}
 	return body, nil
 }
 
-func (c base64Body) Write(body []byte) ([]byte, error) {
-	column, err := decode64(body)
-	if err != nil {
-		return nil, err
+func (c chain) Write(_ string, body []byte) (r Row, err error) {
+	r.Data = body
+	for _, s := range slices.Backward(c) {
+		if r.Data, err = s.write(r.Data); err != nil {
+			return Row{}, err
+		}
 	}
-	if again, _ := c.Read(column); string(again) != string(body) {
-		return nil, fmt.Errorf("%w: Base64 in lines of another length than %d", store.ErrInvalid, c.line)
-	}
-	return column, nil
+	return r, nil
 }
 
-func decode64(text []byte) ([]byte, error) {
-	raw, err := base64.StdEncoding.Strict().AppendDecode(nil, text) // skips line feeds
+func (chain) Timed() bool { return false }
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("store/sqltable: %w: %s", store.ErrInvalid, fmt.Sprintf(format, args...))
+}
+
+// exact is a step whose reading takes everything, and whose writing takes only what reading makes of the result again.
+func exact(read func([]byte) []byte, write func([]byte) ([]byte, error)) step {
+	return step{
+		func(in []byte) ([]byte, error) { return read(in), nil },
+		func(in []byte) ([]byte, error) {
+			out, err := write(in)
+			if err == nil && !bytes.Equal(read(out), in) {
+				err = invalid("the body is written in another way than the codec writes it")
+			}
+			return out, err
+		},
+	}
+}
+
+func encode64(in []byte) ([]byte, error) { return base64.StdEncoding.AppendEncode(nil, in), nil }
+
+func decode64(in []byte) ([]byte, error) {
+	raw, err := base64.StdEncoding.Strict().AppendDecode(nil, in) // skips line feeds
 	if err != nil {
-		return nil, fmt.Errorf("%w: not Base64", store.ErrInvalid)
+		return nil, invalid("not Base64")
 	}
 	return raw, nil
+}
+
+func mime64(in []byte, line int) []byte {
+	text := base64.StdEncoding.AppendEncode(nil, in)
+	out := make([]byte, 0, len(text)+len(text)/line+1)
+	for part := range slices.Chunk(text, line) {
+		out = append(append(out, part...), '\n')
+	}
+	return out
+}
+
+// phpString is what is in a serialized string; exact compares the length that it says.
+func phpString(in []byte) ([]byte, error) {
+	_, rest, found := bytes.Cut(in, []byte(`:"`))
+	if !found || !bytes.HasPrefix(in, []byte("s:")) || !bytes.HasSuffix(rest, []byte(`";`)) {
+		return nil, invalid("not a serialized string of PHP")
+	}
+	return rest[:len(rest)-2], nil
+}
+
+// maxInflated is the most that is made of a few bytes, in bytes.
+const maxInflated = 64 << 20
+
+func inflate(in []byte) ([]byte, error) {
+	out, err := io.ReadAll(io.LimitReader(flate.NewReader(bytes.NewReader(in)), maxInflated+1))
+	if err != nil || len(out) > maxInflated {
+		return nil, invalid("not compressed by gzdeflate, or too large")
+	}
+	return out, nil
+}
+
+func deflate(in []byte) ([]byte, error) {
+	var b bytes.Buffer
+	w, _ := flate.NewWriter(&b, flate.DefaultCompression) // the level is a valid one
+	w.Write(in)                                           // a buffer takes everything
+	w.Close()
+	return b.Bytes(), nil
 }

@@ -19,9 +19,12 @@ type dialect struct {
 	number func(expr string) string
 	epoch  func(column string) string // a time column, in ms since 1970
 	time   func(ms string) string     // ms since 1970 as a value of a time column, rounded up to a second
-	ceil   func(ms string) string     // ms in whole seconds, rounded up
-	same   string                     // the very bytes of a column, or no value: column, parameter
-	share  string                     // behind a SELECT: nobody changes the row before this statement's end
+	// The same two where a column without a zone is in UTC, and where it holds digits.
+	epochUTC, epochDigits func(column string) string
+	timeUTC, timeDigits   func(ms string) string
+	ceil                  func(ms string) string // ms in whole seconds, rounded up
+	same                  string                 // the very bytes of a column, or no value: column, parameter
+	share                 string                 // behind a SELECT: nobody changes the row before this statement's end
 	// sharing and changing are further conditions of such a SELECT, and of the change of that row; "" where the server
 	// lets the one who waits for the change come before those who share the row after him.
 	sharing, changing string
@@ -36,8 +39,12 @@ type dialect struct {
 	lock, unlock string
 	lockWaits    bool
 	// What Check asks: 1 where the server takes no writes; how many unique indexes there are on a column alone, given the
-	// schema ("": the current one) twice, the table and the column; the table's engine, given the schema twice and the table.
-	readOnly, unique, engine string
+	// schema ("": the current one) twice, the table and the column; the table's engine, and how many triggers it has, given
+	// the schema twice and the table; max_connections and the largest packet, or 0; a name and ON for a node of Galera;
+	// 0 where the user may not make a table, given the schema twice ("": it is found out by preparing to).
+	readOnly, unique, kind, triggers, limits, cluster, mayCreate string
+	// own makes a table of ours, if it is not there.
+	own string
 	// classify says what became of a statement whose error is err.
 	classify func(err error) class
 }
@@ -55,40 +62,59 @@ const (
 )
 
 var mariadb = &dialect{
-	quote:  "`",
-	now:    "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000 AS SIGNED)",
-	number: func(e string) string { return "CAST(" + e + " AS SIGNED)" },
-	epoch:  func(c string) string { return "CAST(UNIX_TIMESTAMP(" + c + ") * 1000 AS SIGNED)" },
-	time:   func(ms string) string { return "FROM_UNIXTIME(CEILING((" + ms + ") / 1000))" },
-	ceil:   func(ms string) string { return "CEILING((" + ms + ") / 1000)" },
-	same:   "CAST(%s AS BINARY) <=> CAST(%s AS BINARY)",
-	share:  "LOCK IN SHARE MODE",
-	dual:   " FROM DUAL",
-	code:   codeMySQL,
-	text:   "?",
-	schema: "DATABASE()",
+	quote:    "`",
+	now:      "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000 AS SIGNED)",
+	number:   func(e string) string { return "CAST(" + e + " AS SIGNED)" },
+	epoch:    func(c string) string { return "CAST(UNIX_TIMESTAMP(" + c + ") * 1000 AS SIGNED)" },
+	time:     func(ms string) string { return "FROM_UNIXTIME(CEILING((" + ms + ") / 1000))" },
+	ceil:     func(ms string) string { return "CEILING((" + ms + ") / 1000)" },
+	epochUTC: func(c string) string { return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', " + c + ") DIV 1000" },
+	timeUTC:  utcMySQL,
+	epochDigits: func(c string) string {
+		return "TIMESTAMPDIFF(SECOND, '1970-01-01', STR_TO_DATE(CONVERT(" + c + " USING ascii), '%Y%m%d%H%i%s')) * 1000"
+	},
+	timeDigits: func(ms string) string { return "DATE_FORMAT(" + utcMySQL(ms) + ", '%Y%m%d%H%i%s')" },
+	same:       "CAST(%s AS BINARY) <=> CAST(%s AS BINARY)",
+	share:      "LOCK IN SHARE MODE",
+	dual:       " FROM DUAL",
+	code:       codeMySQL,
+	text:       "?",
+	schema:     "DATABASE()",
 	// The name is compared byte by byte, and the engine can hold a row.
 	marks: "CREATE TABLE IF NOT EXISTS %s (name VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, " +
 		"mark VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL) ENGINE=InnoDB",
+	own: "CREATE TABLE IF NOT EXISTS %s (id VARBINARY(512) PRIMARY KEY, data LONGBLOB NOT NULL, expires BIGINT NOT NULL, " +
+		"KEY expires (expires)) ENGINE=InnoDB",
 	lock:      "SELECT GET_LOCK(?, ?)",
 	lockWaits: true,
 	readOnly:  "SELECT @@global.read_only",
 	unique: "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics WHERE table_schema = IF(? = '', DATABASE(), ?) AND " +
 		"table_name = ? AND non_unique = 0 GROUP BY index_name HAVING COUNT(*) = 1 AND MAX(column_name) = ?) one",
-	engine:   "SELECT engine FROM information_schema.tables WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ?",
+	kind:     "SELECT IF(table_type LIKE '%VIEW', 'view', engine) FROM information_schema.tables WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ?",
+	triggers: "SELECT COUNT(*) FROM information_schema.triggers WHERE event_object_schema = IF(? = '', DATABASE(), ?) AND event_object_table = ?",
+	limits:   "SELECT CONCAT_WS(' ', @@max_connections, @@max_allowed_packet)",
+	cluster:  "SHOW VARIABLES LIKE 'wsrep_on'",
 	unlock:   "SELECT RELEASE_LOCK(?)",
 	classify: classifyMySQL,
 }
 
 var postgres = &dialect{
-	quote:  `"`,
-	now:    "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-	number: func(e string) string { return "(" + e + ")::bigint" },
-	epoch:  func(c string) string { return "(extract(epoch FROM " + c + "::timestamptz) * 1000)::bigint" },
-	time:   func(ms string) string { return "to_timestamp(ceil((" + ms + ") / 1000.0))" },
-	ceil:   func(ms string) string { return "ceil((" + ms + ") / 1000.0)::bigint" },
-	same:   "%s IS NOT DISTINCT FROM %s",
-	share:  "FOR SHARE",
+	quote:    `"`,
+	now:      "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+	number:   func(e string) string { return "(" + e + ")::bigint" },
+	epoch:    func(c string) string { return "(extract(epoch FROM " + c + "::timestamptz) * 1000)::bigint" },
+	time:     func(ms string) string { return "to_timestamp(ceil((" + ms + ") / 1000.0))" },
+	ceil:     func(ms string) string { return "ceil((" + ms + ") / 1000.0)::bigint" },
+	epochUTC: func(c string) string { return "(extract(epoch FROM " + c + ") * 1000)::bigint" },
+	timeUTC:  func(ms string) string { return "to_timestamp(ceil((" + ms + ") / 1000.0)) AT TIME ZONE 'UTC'" },
+	epochDigits: func(c string) string {
+		return "(extract(epoch FROM to_timestamp(" + c + ", 'YYYYMMDDHH24MISS')::timestamp) * 1000)::bigint"
+	},
+	timeDigits: func(ms string) string {
+		return "to_char(to_timestamp(ceil((" + ms + ") / 1000.0)) AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISS')"
+	},
+	same:  "%s IS NOT DISTINCT FROM %s",
+	share: "FOR SHARE",
 	// Rows are shared past one who waits to change it, for ever under load; these locks are queued for. The row is locked
 	// behind them, and its condition is looked at again then.
 	sharing:  " AND pg_advisory_xact_lock_shared(hashtext('" + marksTable + "')) IS NOT NULL",
@@ -97,6 +123,7 @@ var postgres = &dialect{
 	text:     "?::varchar",
 	schema:   "current_schema()",
 	marks:    "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
+	own:      "CREATE TABLE IF NOT EXISTS %s (id varchar(512) COLLATE \"C\" PRIMARY KEY, data bytea NOT NULL, expires bigint NOT NULL)",
 	// The server's own wait would end with lock_timeout, as an error.
 	lock:     "SELECT pg_try_advisory_lock(hashtext($1))",
 	unlock:   "SELECT pg_advisory_unlock(hashtext($1))",
@@ -105,7 +132,57 @@ var postgres = &dialect{
 	unique: "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace " +
 		"JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0] WHERE n.nspname = CASE WHEN ?::text = '' THEN " +
 		"current_schema() ELSE ?::text END AND c.relname = ?::text AND a.attname = ?::text AND i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL",
-	classify: classifyPostgres,
+	kind: "SELECT CASE WHEN c.relkind IN ('r', 'p') THEN 'table' ELSE 'view' END FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace " +
+		"WHERE n.nspname = CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END AND c.relname = ?::text",
+	triggers: "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace " +
+		"WHERE NOT t.tgisinternal AND n.nspname = CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END AND c.relname = ?::text",
+	limits:    "SELECT current_setting('max_connections') || ' 0'",
+	mayCreate: "SELECT CASE WHEN has_schema_privilege(CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END, 'CREATE') THEN 1 ELSE 0 END",
+	classify:  classifyPostgres,
+}
+
+func utcMySQL(ms string) string {
+	return "DATE_ADD('1970-01-01', INTERVAL CEILING((" + ms + ") / 1000) SECOND)"
+}
+
+// held reports whether an error says that somebody else has the row.
+func held(code string) bool {
+	for _, c := range []string{"1205", "1213", "1969", "3024", "55P03", "57014", "40P01"} {
+		if strings.HasPrefix(code, "error "+c) {
+			return true
+		}
+	}
+	return false
+}
+
+// milliseconds is the value of a column of unit u in ms since 1970.
+func (d *dialect) milliseconds(column string, u Unit) string {
+	switch u {
+	case Milliseconds:
+		return d.number(column)
+	case Timestamp:
+		return d.epoch(column)
+	case UTC:
+		return d.epochUTC(column)
+	case Digits:
+		return d.epochDigits(column)
+	}
+	return d.number(column) + " * 1000"
+}
+
+// value is ms since 1970 as a value for a column of unit u, rounded up.
+func (d *dialect) value(ms string, u Unit) string {
+	switch u {
+	case Milliseconds:
+		return ms
+	case Timestamp:
+		return d.time(ms)
+	case UTC:
+		return d.timeUTC(ms)
+	case Digits:
+		return d.timeDigits(ms)
+	}
+	return d.ceil(ms)
 }
 
 // ident quotes a name, of a table with its schema, too.

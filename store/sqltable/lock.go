@@ -26,6 +26,7 @@ type lock struct {
 	token string
 	until time.Time
 	conn  *sql.Conn // nil: still asking
+	row   *rowLock  // of a lock that is the row's
 	timer *time.Timer
 	done  chan struct{} // closed when it is over
 }
@@ -46,11 +47,11 @@ func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration)
 	if err := s.locks.turn(ctx, key, l); err != nil {
 		return err
 	}
-	conn, err := s.acquire(ctx, key)
+	conn, row, err := s.acquire(ctx, key)
 	s.locks.mu.Lock()
 	defer s.locks.mu.Unlock()
 	if err == nil && s.locks.closed {
-		s.release(conn, key)
+		s.release(conn, row, key)
 		err = errClosed
 	}
 	if err != nil {
@@ -58,7 +59,7 @@ func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration)
 		close(l.done)
 		return err
 	}
-	l.conn, l.until = conn, time.Now().Add(life)
+	l.conn, l.row, l.until = conn, row, time.Now().Add(life)
 	l.timer = time.AfterFunc(life, func() { s.Unlock(context.Background(), key, token) })
 	return nil
 }
@@ -90,22 +91,30 @@ func (k *locks) turn(ctx context.Context, key string, l *lock) error {
 // is ours and short enough for MySQL (64 characters).
 func (s *Store) lockName(key string) string {
 	if s.opt.Table.Lock.Kind == Named {
-		return s.opt.Table.Lock.Prefix + key
+		return s.opt.Table.lockName(key)
 	}
 	return fmt.Sprintf("sessile-%x", sha1.Sum([]byte(s.opt.Table.Name+"/"+key)))
 }
 
 // acquire takes the lock on key on a connection of its own.
-func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, error) {
+func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, *rowLock, error) {
 	select {
 	case s.locks.seats <- struct{}{}:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("store/sqltable: lock: %w: %d are held already", store.ErrUnavailable, cap(s.locks.seats))
+		return nil, nil, fmt.Errorf("store/sqltable: lock: %w: %d are held already", store.ErrUnavailable, cap(s.locks.seats))
 	}
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		<-s.locks.seats
-		return nil, s.failure(ctx, "lock", err, false)
+		return nil, nil, s.failure(ctx, "lock", err, false)
+	}
+	if s.opt.Table.Lock.Kind == ForUpdate {
+		row, err := s.lockRow(ctx, conn, key)
+		if err != nil {
+			s.release(conn, nil, "")
+			return nil, nil, err
+		}
+		return conn, row, nil
 	}
 	args := []any{s.lockName(key)}
 	if s.d.lockWaits {
@@ -119,13 +128,16 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, error) {
 		switch {
 		case err != nil:
 			discard(conn) // it may have the lock
-			s.release(conn, "")
-			return nil, s.failure(ctx, "lock", err, false)
+			s.release(conn, nil, "")
+			return nil, nil, s.failure(ctx, "lock", err, false)
+		case !got.Valid: // GET_LOCK's way to say that something went wrong
+			s.release(conn, nil, "")
+			return nil, nil, fmt.Errorf("store/sqltable: lock: %w: the server cannot give it", store.ErrUnavailable)
 		case got.Bool:
-			return conn, nil
+			return conn, nil, nil
 		case ctx.Err() != nil:
-			s.release(conn, "")
-			return nil, store.ErrLocked
+			s.release(conn, nil, "")
+			return nil, nil, store.ErrLocked
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
@@ -136,9 +148,12 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, error) {
 
 // release gives a connection back, without the lock on key ("": it has none). Where that fails the connection is closed,
 // and its locks end with it.
-func (s *Store) release(conn *sql.Conn, key string) (held bool) {
+func (s *Store) release(conn *sql.Conn, row *rowLock, key string) (held bool) {
 	defer func() { <-s.locks.seats }()
-	if key != "" {
+	switch {
+	case row != nil:
+		held = row.end()
+	case key != "":
 		ctx, cancel := context.WithTimeout(context.Background(), s.opt.Bound)
 		defer cancel()
 		var got sql.NullBool
@@ -172,7 +187,7 @@ func (s *Store) Unlock(ctx context.Context, key, token string) (bool, error) {
 	l.conn = nil // nobody else releases it
 	l.timer.Stop()
 	s.locks.mu.Unlock()
-	held := s.release(conn, key)
+	held := s.release(conn, l.row, key)
 	s.locks.mu.Lock()
 	delete(s.locks.held, key)
 	s.locks.mu.Unlock()

@@ -81,7 +81,7 @@ func (k *marks) make(ctx context.Context, s *Store) error {
 		err = sql.ErrNoRows
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		_, err = s.exec(ctx, s.query("INSERT INTO "+k.table+" (name, mark) VALUES ("+s.d.text+", '')", s.opt.Table.Name))
+		_, err = s.exec(ctx, "", s.query("INSERT INTO "+k.table+" (name, mark) VALUES ("+s.d.text+", '')", s.opt.Table.Name))
 		if errors.Is(err, errDuplicate) {
 			err = nil
 		}
@@ -109,7 +109,7 @@ func (s *Store) SwapMark(ctx context.Context, old, next store.Mark) error {
 	if err := s.marks.make(ctx, s); err != nil {
 		return err
 	}
-	rows, err := s.exec(ctx, s.query("UPDATE "+s.marks.table+" SET mark = "+s.d.text+" WHERE name = "+s.d.text+" AND mark = "+s.d.text+s.d.changing,
+	rows, err := s.exec(ctx, "", s.query("UPDATE "+s.marks.table+" SET mark = "+s.d.text+" WHERE name = "+s.d.text+" AND mark = "+s.d.text+s.d.changing,
 		is, s.opt.Table.Name, was))
 	if err == nil && rows == 0 {
 		return store.ErrConflict

@@ -62,7 +62,7 @@ func (o Options) withDefaults() Options {
 		o.Bound = 2 * time.Second
 	}
 	if o.Table.Codec == nil {
-		o.Table.Codec = identity{}
+		o.Table.Codec = identity
 	}
 	return o
 }
@@ -82,6 +82,7 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 	cfg.Logger = nopLogger{}
 	cfg.Params = map[string]string{
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'", // what does not fit is an error, not cut
+		"wait_timeout":             "28800",                                      // a lock's connection is quiet as long as its page takes
 		"innodb_lock_wait_timeout": strconv.Itoa(max(1, int(opt.Bound/(2*time.Second)))),
 	}
 	connector, err := mysql.NewConnector(cfg)
@@ -125,6 +126,7 @@ func openPostgres(u *url.URL, opt Options) (*sql.DB, error) {
 	cfg.RuntimeParams["application_name"] = "sessile"
 	cfg.RuntimeParams["statement_timeout"] = half
 	cfg.RuntimeParams["lock_timeout"] = half
+	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0" // a lock's is quiet as long as its page takes
 	return stdlib.OpenDB(*cfg), nil
 }
 
@@ -136,6 +138,9 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 	if t.Time.Column != "" {
 		s.time = d.ident(t.Time.Column)
 	}
+	if t.Time.Since != "" {
+		s.since = d.ident(t.Time.Since)
+	}
 	if s.marks.table = d.ident(marksTable); strings.Contains(t.Name, ".") {
 		schema, _ := s.place()
 		s.marks.table = d.ident(schema + "." + marksTable)
@@ -144,6 +149,11 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 	db.SetMaxOpenConns(opt.MaxConns + opt.MaxLocks)
 	db.SetMaxIdleConns(opt.MaxConns)
 	db.SetConnMaxIdleTime(5 * time.Minute)
+	if opt.Create {
+		if _, err := db.ExecContext(ctx, fmt.Sprintf(d.own, s.table)); err != nil {
+			return nil, s.failure(ctx, "create table "+t.Name, err, false)
+		}
+	}
 	return s, s.look(ctx)
 }
 
@@ -153,72 +163,4 @@ func (s *Store) place() (schema, table string) {
 		return schema, table
 	}
 	return "", s.opt.Table.Name
-}
-
-// look asks the server what the columns are.
-func (s *Store) look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*s.opt.Bound)
-	defer cancel()
-	schema, table := s.place()
-	where, args := "table_schema = "+s.d.schema+" AND table_name = "+s.d.text, []any{table}
-	if schema != "" {
-		where, args = "table_schema = "+s.d.text+" AND table_name = "+s.d.text, []any{schema, table}
-	}
-	q := s.query("SELECT column_name, data_type, COALESCE(character_maximum_length, 0), COALESCE(collation_name, '') FROM information_schema.columns WHERE "+where, args...)
-	rows, err := s.db.QueryContext(ctx, q.text.String(), q.args...)
-	if err != nil {
-		return s.failure(ctx, "table", err, false)
-	}
-	defer rows.Close()
-	type column struct {
-		kind, collation string
-		length          int64
-	}
-	columns := map[string]column{}
-	for rows.Next() {
-		var name string
-		var c column
-		if err := rows.Scan(&name, &c.kind, &c.length, &c.collation); err != nil {
-			return s.failure(ctx, "table", err, false)
-		}
-		columns[name] = c
-	}
-	if err := rows.Err(); err != nil {
-		return s.failure(ctx, "table", err, false)
-	}
-	if len(columns) == 0 {
-		return fmt.Errorf("store/sqltable: there is no table %s in this database, or this user may not see it", s.opt.Table.Name)
-	}
-	for what, name := range map[string]string{"id": s.opt.Table.ID, "data": s.opt.Table.Data, "expires": s.opt.Table.Time.Column} {
-		if _, there := columns[name]; !there && name != "" {
-			return fmt.Errorf("store/sqltable: table %s has no column %s (%s=)", s.opt.Table.Name, name, what)
-		}
-	}
-	id, data := columns[s.opt.Table.ID], columns[s.opt.Table.Data]
-	if s.idLen = int(id.length); s.idLen == 0 || s.idLen > 512 {
-		s.idLen = 512 // text
-	}
-	if s.d == postgres {
-		s.exact = true
-		s.idParam, s.dataParam = "?::varchar", "?::"+data.kind
-		if id.kind == "character" { // compared as another type, it would not be looked up in the index
-			s.idParam = "?::bpchar"
-		}
-		s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
-		switch data.kind {
-		case "bytea":
-			return nil
-		case "json": // which knows no equality, and keeps the text as it is
-			s.sameData = fmt.Sprintf(s.d.same, s.data+"::text", "?::text")
-		case "jsonb":
-			return fmt.Errorf("store/sqltable: column %s is jsonb, which does not give back what was written: change its type to json", s.opt.Table.Data)
-		}
-		s.textual = true
-		return nil
-	}
-	s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
-	s.exact = strings.Contains(id.kind, "binary")
-	s.binary = strings.HasSuffix(id.collation, "_bin")
-	s.textual = !strings.Contains(data.kind, "blob") && !strings.Contains(data.kind, "binary")
-	return nil
 }

@@ -72,15 +72,21 @@ var errClosed = fmt.Errorf("store/sqltable: closed: %w", store.ErrUnavailable)
 // tries is how often a statement is sent that the server gives up for the sake of another one (a deadlock).
 const tries = 4
 
-// exec runs a write and returns how many rows it found.
-func (s *Store) exec(ctx context.Context, q *query) (rows int64, err error) {
+// exec runs a write and returns how many rows it found. One to the session under key ("": to none) goes the way of the lock
+// on it, where that is the row's: on any other it would wait for ourselves.
+func (s *Store) exec(ctx context.Context, key string, q *query) (rows int64, err error) {
 	for try := 1; ; try++ {
 		var st *sql.Stmt
 		if st, err = s.statement(ctx, q); err != nil {
 			return 0, s.failure(ctx, "prepare", err, false)
 		}
 		var res sql.Result
-		if res, err = st.ExecContext(ctx, q.args...); err == nil {
+		if row := s.locks.row(key); row != nil {
+			res, err = row.exec(ctx, s, st, q.args)
+		} else {
+			res, err = st.ExecContext(ctx, q.args...)
+		}
+		if err == nil {
 			return res.RowsAffected()
 		}
 		if s.d.classify(err) != classAgain || try == tries {
@@ -89,11 +95,11 @@ func (s *Store) exec(ctx context.Context, q *query) (rows int64, err error) {
 	}
 }
 
-// row runs a read of one row into dest. None is sql.ErrNoRows.
-func (s *Store) row(ctx context.Context, q *query, dest ...any) error {
+// row runs a read of one row, which scan reads. None is sql.ErrNoRows.
+func (s *Store) row(ctx context.Context, q *query, scan func(*sql.Row) error) error {
 	st, err := s.statement(ctx, q)
 	if err == nil {
-		err = st.QueryRowContext(ctx, q.args...).Scan(dest...)
+		err = scan(st.QueryRowContext(ctx, q.args...))
 	}
 	if err == nil || errors.Is(err, sql.ErrNoRows) {
 		return err

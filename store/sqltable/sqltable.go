@@ -29,6 +29,7 @@ type Options struct {
 	Bound    time.Duration // the longest time an operation may take. 0 is 2 s
 	MaxConns int           // connections for reads and writes. 0 is 16
 	MaxLocks int           // locks held at a time, each on a connection of its own. 0 is 256
+	Create   bool          // make the table if it is not there: one of ours, as the preset sessile describes it
 }
 
 // Store is a table of sessions. It is safe for concurrent use.
@@ -37,13 +38,16 @@ type Store struct {
 	d   *dialect
 	opt Options
 
-	table, id, data, time string // quoted
-	idParam, dataParam    string // ? with what the server has to know of its type
-	sameData              string // the column of the body holds the bytes of ?
-	idLen                 int    // longest id in bytes
-	exact                 bool   // the server tells ids apart byte by byte
-	binary                bool   // it does, but for blanks at the end
-	textual               bool   // the column of the body is text, and takes no []byte
+	table, id, data, time, since string // quoted
+	idParam, dataParam           string // ? with what the server has to know of its type
+	sameData                     string // the column of the body holds the bytes of ?
+	idLen                        int    // longest id in bytes
+	dataLen                      int    // of a column that holds little, in bytes: a body of that length may have been cut off
+	exact                        bool   // the server tells ids apart byte by byte
+	binary                       bool   // it does, but for blanks at the end
+	textual                      bool   // the column of the body is text, and takes no []byte
+
+	schema map[string]column
 
 	locks locks
 	marks marks
@@ -55,8 +59,9 @@ type Store struct {
 
 // Capabilities implements store.Store.
 func (s *Store) Capabilities() store.Capabilities {
-	return store.Capabilities{Scan: true, Conditional: true, LazyExpiry: s.opt.Table.Lazy, Lock: true, Seal: true,
-		Ageless: s.opt.Table.Time.Column == ""}
+	t := &s.opt.Table
+	return store.Capabilities{Scan: t.Hash == NoHash, Conditional: true, LazyExpiry: t.Lazy, Lock: true, Seal: true,
+		Ageless: t.Time.Column == "" || t.fixed()}
 }
 
 // begin bounds an operation. The last statement is sent in the first half, and runs for half of it at most.
@@ -67,12 +72,12 @@ func (s *Store) begin(ctx context.Context) (context.Context, context.CancelFunc)
 // check refuses keys that the table cannot hold, or that the server might take for another one's: it ignores blanks at
 // the end, and reads bytes beyond ASCII by a character set.
 func (s *Store) check(key string) error {
-	if key == "" || len(key) > s.idLen {
-		return fmt.Errorf("store/sqltable: %w: a key has 1 to %d characters", store.ErrInvalid, s.idLen)
+	if key == "" || len(key) > 512 || len(s.opt.Table.columnID(key)) > s.idLen {
+		return invalid("a key has 1 to %d characters", s.idLen-len(s.opt.Table.Prefix))
 	}
 	for i := range len(key) {
 		if key[i] <= ' ' || key[i] > '~' {
-			return fmt.Errorf("store/sqltable: %w: a key has visible ASCII characters only", store.ErrInvalid)
+			return invalid("a key has visible ASCII characters only")
 		}
 	}
 	return nil
@@ -84,9 +89,10 @@ func (s *Store) query(text string, args ...any) *query {
 
 // where limits q to the row under key.
 func (s *Store) where(q *query, key string) *query {
-	q.add(" WHERE "+s.id+" = "+s.idParam, key)
+	id := s.opt.Table.columnID(key)
+	q.add(" WHERE "+s.id+" = "+s.idParam, id)
 	if !s.exact { // another id may be equal to it by the column's collation
-		q.add(" AND "+fmt.Sprintf(s.d.same, s.id, s.idParam), key)
+		q.add(" AND "+fmt.Sprintf(s.d.same, s.id, s.idParam), id)
 	}
 	return q
 }
@@ -97,10 +103,24 @@ func (s *Store) ends() string {
 	switch {
 	case t.Column == "":
 		return ""
-	case t.Meaning == LastAccess:
+	case t.Meaning != Deadline:
 		return fmt.Sprintf("(%s + %d)", s.d.milliseconds(s.time, t.Unit), s.opt.Lifetime.Milliseconds())
+	case t.Since != "":
+		return fmt.Sprintf("(CASE WHEN %s > %d THEN %s ELSE %s + %s END)", s.time, longestLife,
+			s.d.milliseconds(s.time, t.Unit), s.d.milliseconds(s.time, t.Unit), s.d.milliseconds(s.since, t.Unit))
 	}
 	return s.d.milliseconds(s.time, t.Unit)
+}
+
+// longestLife is in seconds, ten years: a larger number is a moment.
+const longestLife = 10 * 365 * 24 * 60 * 60
+
+// moved is what the time column says, in ms since 1970; 0 where the codec does not ask.
+func (s *Store) moved() string {
+	if s.opt.Table.Codec.Timed() && s.opt.Table.Time.Column != "" {
+		return s.d.milliseconds(s.time, s.opt.Table.Time.Unit)
+	}
+	return "0"
 }
 
 // dataArg is a column's bytes as a parameter; nil is a column without a value, which is a session without data.
@@ -130,29 +150,49 @@ func (s *Store) alive(q *query) *query {
 // moment is what a time column has to hold for a session that lives for left from now on.
 func (s *Store) moment(q *query, left time.Duration) *query {
 	t := s.opt.Table.Time
-	ms := s.d.now + " + ?"
-	if t.Meaning == LastAccess {
+	if t.Meaning != Deadline {
 		left -= s.opt.Lifetime
 	}
-	return q.add(s.d.value(ms, t.Unit), left.Milliseconds())
+	return q.add(s.d.value(s.d.now+" + ?", t.Unit), left.Milliseconds())
 }
 
 // raw is a row as it is in the table.
 type raw struct {
-	id, data []byte
-	left     sql.NullInt64
+	key  string
+	data []byte
+	left sql.NullInt64 // ms
+	time sql.NullInt64 // what the time column says, if the codec is timed
+}
+
+// columns are what a row is read from, and scan reads them.
+func (s *Store) columns() string {
+	return s.id + ", " + s.data + ", " + s.left() + ", " + s.moved()
+}
+
+// scan reads a row; one that is not of this table's form has no key.
+func (s *Store) scan(scan func(...any) error) (*raw, error) {
+	r := &raw{}
+	var id []byte
+	if err := scan(&id, &r.data, &r.left, &r.time); err != nil {
+		return nil, err
+	}
+	r.key = unpadded(string(id))
+	return r, nil
 }
 
 // read returns the row under key, or nil, overdue or not.
 func (s *Store) read(ctx context.Context, key string) (*raw, error) {
-	r := &raw{}
-	err := s.row(ctx, s.where(s.query("SELECT "+s.id+", "+s.data+", "+s.left()+" FROM "+s.table), key), &r.id, &r.data, &r.left)
+	var r *raw
+	err := s.row(ctx, s.where(s.query("SELECT "+s.columns()+" FROM "+s.table), key), func(row *sql.Row) (err error) {
+		r, err = s.scan(row.Scan)
+		return err
+	})
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case unpadded(string(r.id)) != key:
+	case r.key != s.opt.Table.columnID(key):
 		return nil, nil
 	case len(r.data) > s.columnSize():
 		return nil, &store.RefusedError{Reason: "too large"}
@@ -168,9 +208,16 @@ func (s *Store) columnSize() int { return s.opt.MaxValue*3/2 + 1024 }
 
 // record is the session of a row.
 func (s *Store) record(r *raw) (store.Record, error) {
-	body, err := s.opt.Table.Codec.Read(r.data)
-	if err != nil {
+	t := &s.opt.Table
+	key, _ := t.key(r.key)
+	body, err := t.Codec.Read(Row{ID: key, Data: r.data, Time: r.time.Int64})
+	switch {
+	case err != nil:
 		return store.Record{}, &store.RefusedError{Reason: "not of the table's codec"}
+	case s.dataLen > 0 && len(r.data) == s.dataLen:
+		return store.Record{}, &store.RefusedError{Reason: "as long as its column, so probably cut off"}
+	case !r.left.Valid && t.Time.Column != "" && s.opt.Lifetime == 0:
+		return store.Record{}, &store.RefusedError{Reason: "without a deadline"}
 	}
 	if len(body) > s.opt.MaxValue {
 		return store.Record{}, &store.RefusedError{Reason: "too large"}
@@ -221,13 +268,13 @@ func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record,
 		if err := s.check(key); err != nil {
 			return nil, err
 		}
-		at[key] = i
+		at[s.opt.Table.columnID(key)] = i
 	}
 	all := make([]*store.Record, len(keys))
 	for rest := range slices.Chunk(keys, bulk) {
-		q := s.query("SELECT " + s.id + ", " + s.data + ", " + s.left() + " FROM " + s.table + " WHERE " + s.id + " IN (")
+		q := s.query("SELECT " + s.columns() + " FROM " + s.table + " WHERE " + s.id + " IN (")
 		for i := range bulk { // always as many, so that there is one statement; the last one again is nothing more
-			q.add(map[bool]string{true: ", "}[i > 0]+s.idParam, rest[min(i, len(rest)-1)])
+			q.add(map[bool]string{true: ", "}[i > 0]+s.idParam, s.opt.Table.columnID(rest[min(i, len(rest)-1)]))
 		}
 		st, err := s.statement(ctx, q.add(")"))
 		if err != nil {
@@ -238,11 +285,11 @@ func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record,
 			return nil, s.failure(ctx, "read", err, false)
 		}
 		for rows.Next() {
-			r := &raw{}
-			if err = rows.Scan(&r.id, &r.data, &r.left); err != nil {
+			var r *raw
+			if r, err = s.scan(rows.Scan); err != nil {
 				break
 			}
-			i, asked := at[unpadded(string(r.id))]
+			i, asked := at[r.key]
 			if !asked || !s.live(r) { // another id that is equal by the column's collation
 				continue
 			}
@@ -272,18 +319,21 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 	left := rec.Remaining(time.Now())
 	switch {
 	case rec.Flags != 0:
-		return fmt.Errorf("store/sqltable: %w: a table keeps no flags", store.ErrInvalid)
+		return invalid("a table keeps no flags")
 	case len(rec.Data) > s.opt.MaxValue:
-		return fmt.Errorf("store/sqltable: %w: %d bytes are more than %d", store.ErrInvalid, len(rec.Data), s.opt.MaxValue)
+		return invalid("%d bytes are more than %d", len(rec.Data), s.opt.MaxValue)
 	case left <= 0:
-		return fmt.Errorf("store/sqltable: %w: the deadline is not in the future", store.ErrInvalid)
+		return invalid("the deadline is not in the future")
 	}
-	column, err := s.opt.Table.Codec.Write(rec.Data)
+	row, err := s.opt.Table.Codec.Write(key, rec.Data)
 	if err != nil {
 		return err
 	}
-	if column == nil {
-		column = []byte{}
+	if row.Data == nil {
+		row.Data = []byte{}
+	}
+	if s.dataLen > 0 && len(row.Data) >= s.dataLen {
+		return invalid("%d bytes do not fit into the column", len(row.Data))
 	}
 	ctx, cancel := s.begin(ctx)
 	defer cancel()
@@ -294,9 +344,9 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 		}
 		var rows int64
 		if found.insert {
-			rows, err = s.insert(ctx, key, column, left, m)
+			rows, err = s.insert(ctx, key, row, left, m)
 		} else {
-			rows, err = s.update(ctx, key, column, left, found, m)
+			rows, err = s.update(ctx, key, row, left, found, m)
 		}
 		switch {
 		case rows > 0:
@@ -315,9 +365,8 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 
 // found is what a write may replace.
 type found struct {
-	insert bool   // nothing
-	old    []byte // these bytes, if is
-	is     bool
+	insert bool // nothing
+	old    *raw // this row as it is, if not nil; otherwise any
 }
 
 // find looks what is under key, and whether cond holds for it.
@@ -336,7 +385,7 @@ func (s *Store) find(ctx context.Context, key string, cond store.Condition) (f f
 		case err == nil:
 			v = rec.Version()
 		case cond == store.Always:
-			return found{old: r.data, is: true}, nil
+			return found{old: r}, nil
 		default:
 			return f, err
 		}
@@ -347,21 +396,31 @@ func (s *Store) find(ctx context.Context, key string, cond store.Condition) (f f
 	if r == nil {
 		return found{insert: true}, nil
 	}
-	return found{old: r.data, is: true}, nil
+	return found{old: r}, nil
 }
 
-func (s *Store) insert(ctx context.Context, key string, column []byte, left time.Duration, m *store.Mark) (int64, error) {
+func (s *Store) insert(ctx context.Context, key string, row Row, left time.Duration, m *store.Mark) (int64, error) {
 	q := s.query("INSERT INTO " + s.table + " (" + s.id + ", " + s.data)
 	t := &s.opt.Table
 	if t.Time.Column != "" {
 		q.add(", " + s.time)
 	}
+	if t.Time.Since != "" {
+		q.add(", " + s.since)
+	}
 	for _, c := range t.Also {
 		q.add(", " + s.d.ident(c.Name))
 	}
-	q.add(") SELECT "+s.idParam+", "+s.dataParam, key, s.dataArg(column))
-	if t.Time.Column != "" {
+	q.add(") SELECT "+s.idParam+", "+s.dataParam, t.columnID(key), s.dataArg(row.Data))
+	switch {
+	case t.Time.Column == "":
+	case row.Time != 0:
+		q.add(", "+s.d.value("?", t.Time.Unit), row.Time)
+	default:
 		s.moment(q.add(", "), left)
+	}
+	if t.Time.Since != "" {
+		q.add(", " + s.d.value(s.d.now, t.Time.Unit))
 	}
 	for _, c := range t.Also {
 		q.add(", " + s.d.also(c))
@@ -370,24 +429,32 @@ func (s *Store) insert(ctx context.Context, key string, column []byte, left time
 	if err := s.marks.under(ctx, s, q, m); err != nil {
 		return 0, err
 	}
-	return s.exec(ctx, q)
+	return s.exec(ctx, key, q)
 }
 
-func (s *Store) update(ctx context.Context, key string, column []byte, left time.Duration, f found, m *store.Mark) (int64, error) {
-	q := s.query("UPDATE "+s.table+" SET "+s.data+" = "+s.dataParam, s.dataArg(column))
-	s.renew(q.add(", "), left)
+func (s *Store) update(ctx context.Context, key string, row Row, left time.Duration, f found, m *store.Mark) (int64, error) {
+	q := s.query("UPDATE "+s.table+" SET "+s.data+" = "+s.dataParam+", ", s.dataArg(row.Data))
+	if row.Time != 0 {
+		q.add(s.time+" = "+s.d.value("?", s.opt.Table.Time.Unit)+", ", row.Time)
+	}
+	s.renew(q, left)
 	s.where(q, key)
 	s.unchanged(q, f)
 	if err := s.marks.under(ctx, s, q, m); err != nil {
 		return 0, err
 	}
-	return s.exec(ctx, q)
+	return s.exec(ctx, key, q)
 }
 
 // renew appends what a write sets beside the body; its last assignment changes nothing, and needs no comma.
 func (s *Store) renew(q *query, left time.Duration) {
 	t := &s.opt.Table
-	if t.Time.Column != "" {
+	switch {
+	case t.Time.Column == "" || t.fixed():
+	case t.Time.Since != "": // in the form that is there; MySQL assigns from the left to the right
+		s.moment(q.add(fmt.Sprintf("%s = CASE WHEN %s > %d THEN ", s.time, s.time, longestLife)), left)
+		q.add(" ELSE "+s.d.ceil("?")+" END, "+s.since+" = "+s.d.value(s.d.now, t.Time.Unit)+", ", left.Milliseconds())
+	default:
 		s.moment(q.add(s.time+" = "), left).add(", ")
 	}
 	for _, c := range t.Also {
@@ -400,8 +467,12 @@ func (s *Store) renew(q *query, left time.Duration) {
 
 // unchanged limits q to a row that still holds what was read.
 func (s *Store) unchanged(q *query, f found) {
-	if f.is {
-		q.add(" AND "+s.sameData, s.dataArg(f.old))
+	if f.old == nil {
+		return
+	}
+	q.add(" AND "+s.sameData, s.dataArg(f.old.data))
+	if s.opt.Table.Codec.Timed() && f.old.time.Valid { // the body says more than its column
+		q.add(" AND "+s.moved()+" = ?", f.old.time.Int64)
 	}
 }
 
@@ -416,7 +487,7 @@ func (s *Store) touch(ctx context.Context, key string, expires time.Time, m *sto
 	}
 	left := store.Record{Expires: expires}.Remaining(time.Now())
 	if left <= 0 {
-		return fmt.Errorf("store/sqltable: %w: the deadline is not in the future", store.ErrInvalid)
+		return invalid("the deadline is not in the future")
 	}
 	ctx, cancel := s.begin(ctx)
 	defer cancel()
@@ -426,7 +497,7 @@ func (s *Store) touch(ctx context.Context, key string, expires time.Time, m *sto
 	if err := s.marks.under(ctx, s, q, m); err != nil {
 		return err
 	}
-	rows, err := s.exec(ctx, q)
+	rows, err := s.exec(ctx, key, q)
 	if err != nil || rows > 0 {
 		return err
 	}
@@ -460,7 +531,7 @@ func (s *Store) remove(ctx context.Context, key string, cond store.Condition, m 
 		if err := s.marks.under(ctx, s, q, m); err != nil {
 			return false, err
 		}
-		rows, err := s.exec(ctx, q)
+		rows, err := s.exec(ctx, key, q)
 		if err != nil || rows > 0 {
 			return rows > 0, err
 		}
@@ -475,6 +546,9 @@ func (s *Store) remove(ctx context.Context, key string, cond store.Condition, m 
 
 // Scan implements store.Store. A cursor is "=" and the last id.
 func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.Page, err error) {
+	if s.opt.Table.Hash != NoHash {
+		return page, fmt.Errorf("store/sqltable: the table has hashes of ids, which no client shows: %w", errors.ErrUnsupported)
+	}
 	if limit <= 0 {
 		limit = 1000
 	}
@@ -482,7 +556,7 @@ func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.
 	after := ""
 	if cursor != "" {
 		if cursor[0] != '=' {
-			return page, fmt.Errorf("store/sqltable: %w: the cursor is not one of this store's; begin with an empty one", store.ErrInvalid)
+			return page, invalid("the cursor is not one of this store's; begin with an empty one")
 		}
 		after = cursor[1:]
 	}
@@ -507,11 +581,12 @@ func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.
 		n++
 		id = unpadded(id)
 		page.Cursor = "=" + id
-		if s.check(id) != nil {
+		key, ours := s.opt.Table.key(id)
+		if !ours || s.check(key) != nil {
 			page.Skipped["foreign name"]++
 			continue
 		}
-		page.Keys = append(page.Keys, id)
+		page.Keys = append(page.Keys, key)
 	}
 	if err := rows.Err(); err != nil {
 		return page, s.failure(ctx, "scan", err, false)

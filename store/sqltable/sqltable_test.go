@@ -295,14 +295,14 @@ func TestCheck(t *testing.T) {
 			if c.user != "" {
 				u = strings.NewReplacer("root@", c.user+"@", "postgres@", c.user+"@").Replace(u)
 			}
-			against, advice, err := at(t, u+"?table="+table+"&id=id&data=data&expires=expires").Check(t.Context())
+			found, err := at(t, u+"?table="+table+"&id=id&data=data&expires=expires").Check(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if all := strings.Join(against, "; "); c.want == "" && all != "" || !strings.Contains(all, c.want) {
+			if all := strings.Join(found.Against, "; "); c.want == "" && all != "" || !strings.Contains(all, c.want) {
 				t.Errorf("against: %q, want %q", all, c.want)
 			}
-			if all := strings.Join(advice, "; "); !strings.Contains(all, c.advice) {
+			if all := strings.Join(found.Advice, "; "); !strings.Contains(all, c.advice) {
 				t.Errorf("advice: %q, want %q", all, c.advice)
 			}
 		})

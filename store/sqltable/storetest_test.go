@@ -37,7 +37,7 @@ var tables = map[string]struct {
 	"timestamp, Base64 in a text": {
 		"CREATE TABLE %s (id VARCHAR(191) PRIMARY KEY, payload LONGTEXT NOT NULL, until TIMESTAMP NULL) ENGINE=InnoDB",
 		"CREATE TABLE %s (id varchar(191) PRIMARY KEY, payload text NOT NULL, until timestamp)",
-		sqltable.Table{ID: "id", Data: "payload", Codec: sqltable.Codecs["base64"], Time: sqltable.Time{Column: "until", Unit: sqltable.Timestamp}},
+		sqltable.Table{ID: "id", Data: "payload", Codec: codec("base64"), Time: sqltable.Time{Column: "until", Unit: sqltable.Timestamp}},
 	},
 }
 
@@ -50,6 +50,14 @@ var presets = map[string]string{
 }
 
 var number atomic.Int64
+
+func codec(name string) sqltable.Codec {
+	c, err := sqltable.ParseCodec(name)
+	if err != nil {
+		panic(err)
+	}
+	return c
+}
 
 // open makes an empty table of the kind, and a store on it.
 func open(t *testing.T, s server, kind string) *sqltable.Store {

@@ -1,7 +1,14 @@
 package sqltable
 
 import (
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -9,13 +16,16 @@ import (
 type Table struct {
 	Name string // may begin with a schema: app.sessions
 	ID   string // column of the session id: unique, and compared byte by byte
-	Data string // column of the body
-	Time Time   // where the deadline is had from
+	// Prefix is what the column has before the id (CodeIgniter). Behind it is the id's Hash, if there is one.
+	Prefix string
+	Hash   Hash
+	Data   string // column of the body
+	Time   Time   // where the deadline is had from
 	// Also are further columns that a write sets: constants of SQL, or "now" in Unit.
 	Also []Column
 	// Lazy: the application serves what is past its deadline until it is collected. Otherwise such a session is none.
 	Lazy  bool
-	Codec Codec // between the column and the body; nil: the same bytes
+	Codec Codec // between the row and the body; nil: the column's bytes
 	Lock  Lock  // the application's own
 }
 
@@ -24,6 +34,9 @@ type Time struct {
 	Column  string // "": the table knows no age, and every session lives for Lifetime from when it is looked at
 	Unit    Unit
 	Meaning Meaning
+	// Since is a second column, of the same unit: what Column says is counted from there, unless it is a moment of its own
+	// (Symfony, whose older versions wrote a number of seconds). Only for deadlines in seconds.
+	Since string
 }
 
 // Unit of a time column.
@@ -33,6 +46,8 @@ const (
 	Seconds Unit = iota // since 1970
 	Milliseconds
 	Timestamp // the server's own type; without a zone, in that of the server
+	UTC       // the same, but without a zone it is in UTC
+	Digits    // YYYYMMDDHHMMSS in UTC, as text (MediaWiki)
 )
 
 // Meaning of a time column.
@@ -41,6 +56,17 @@ type Meaning uint8
 const (
 	Deadline   Meaning = iota // when the session ends
 	LastAccess                // when it was last written: it ends Lifetime later
+	Created                   // when it was made: it ends Lifetime later, and touches move nothing
+)
+
+// Hash is what a table has instead of an id that a client could show. Such a table can be asked for a session, but its
+// ids cannot be listed.
+type Hash uint8
+
+const (
+	NoHash Hash = iota
+	SHA256Hex
+	SHA256Base64 // in the alphabet of URLs, without padding (Drupal)
 )
 
 // Column is one that a write sets besides.
@@ -56,67 +82,91 @@ type Column struct {
 // Lock is how an application locks a session in the table.
 type Lock struct {
 	Kind LockKind
-	// Prefix is put before the id: the name that GET_LOCK or pg_advisory_lock(hashtext()) takes.
-	Prefix string
+	// Name is that of a named lock, which GET_LOCK or pg_advisory_lock(hashtext()) takes: {id} stands for the session's
+	// id, {md5} for its MD5 in hex.
+	Name string
 }
 
 // LockKind is the way that an application locks.
 type LockKind uint8
 
 const (
-	NoLock LockKind = iota // the application takes none; ours excludes what goes through this store, and no more
-	Named                  // GET_LOCK; pg_advisory_lock
+	NoLock    LockKind = iota // the application takes none; ours excludes what goes through this store, and no more
+	Named                     // GET_LOCK; pg_advisory_lock
+	ForUpdate                 // SELECT ... FOR UPDATE, until the end of the transaction
 )
-
-// Presets are the tables of applications, by the name that a URL gives (preset=).
-var Presets = map[string]Table{
-	// RequestTracker 5 on MySQL, and Apache::Session::MySQL. On current servers LastUpdated is always NULL.
-	"rt": {Name: "sessions", ID: "id", Data: "a_session", Codec: Codecs["base64-body"], Lazy: true,
-		Lock: Lock{Named, "Apache-Session-"}},
-	"express-mysql-session": {Name: "sessions", ID: "session_id", Data: "data", Time: Time{Column: "expires"}},
-	"connect-pg-simple":     {Name: "session", ID: "sid", Data: "sess", Time: Time{Column: "expire", Unit: Timestamp}},
-	"yii2":                  {Name: "session", ID: "id", Data: "data", Time: Time{Column: "expire"}},
-}
 
 // check reports what is not possible.
 func (t *Table) check(lifetime time.Duration) error {
 	if t.Name == "" || t.ID == "" || t.Data == "" {
 		return errors.New("say which table it is: preset=, or table=, id= and data=")
 	}
-	for _, name := range []string{t.Name, t.ID, t.Data} {
+	names := []string{t.Name, t.ID, t.Data, t.Time.Column, t.Time.Since}
+	for _, c := range t.Also {
+		names = append(names, c.Name)
+	}
+	for i, name := range names {
+		if i > 2 && name == "" {
+			continue
+		}
 		if err := checkName(name); err != nil {
 			return err
 		}
 	}
-	if t.Time.Column != "" {
-		if err := checkName(t.Time.Column); err != nil {
-			return err
-		}
-	}
-	if lifetime <= 0 && (t.Time.Column == "" || t.Time.Meaning == LastAccess) {
+	switch {
+	case lifetime <= 0 && (t.Time.Column == "" || t.Time.Meaning != Deadline):
 		return errors.New("needs lifetime=: the table does not say when a session ends")
+	case t.Time.Since != "" && (t.Time.Column == "" || t.Time.Unit != Seconds || t.Time.Meaning != Deadline):
+		return errors.New("a column that a lifetime is counted from goes with a deadline in seconds")
+	case t.Lock.Kind == Named && !strings.Contains(t.Lock.Name, "{"):
+		return errors.New("the lock needs a name with {id} or {md5} in it: lock_name=")
 	}
 	return nil
 }
 
-// milliseconds is the value of a column of unit u in ms since 1970.
-func (d *dialect) milliseconds(column string, u Unit) string {
-	switch u {
-	case Milliseconds:
-		return d.number(column)
-	case Timestamp:
-		return d.epoch(column)
+// columnID is what the column of ids has for a session's id.
+func (t *Table) columnID(key string) string {
+	switch t.Hash {
+	case SHA256Hex:
+		sum := sha256.Sum256([]byte(key))
+		key = hex.EncodeToString(sum[:])
+	case SHA256Base64:
+		sum := sha256.Sum256([]byte(key))
+		key = base64.RawURLEncoding.EncodeToString(sum[:])
 	}
-	return d.number(column) + " * 1000"
+	return t.Prefix + key
 }
 
-// value is ms since 1970 as a value for a column of unit u, rounded up.
-func (d *dialect) value(ms string, u Unit) string {
-	switch u {
-	case Milliseconds:
-		return ms
-	case Timestamp:
-		return d.time(ms)
+// key is the session's id of what the column of ids has. No hash can be undone.
+func (t *Table) key(column string) (key string, ok bool) {
+	key, ok = strings.CutPrefix(column, t.Prefix)
+	return key, ok && t.Hash == NoHash
+}
+
+// lockName is what the server knows the application's own lock by.
+func (t *Table) lockName(key string) string {
+	sum := md5.Sum([]byte(key))
+	return strings.NewReplacer("{id}", key, "{md5}", hex.EncodeToString(sum[:])).Replace(t.Lock.Name)
+}
+
+// fixed: the application's touches move no deadline.
+func (t *Table) fixed() bool { return t.Time.Meaning == Created || t.Codec.Timed() }
+
+// String says what a session is in the table, for people.
+func (t *Table) describe(lifetime time.Duration) []string {
+	ends := "never written down: it lives for " + lifetime.String() + " from when it is first seen"
+	if t.Time.Column != "" {
+		ends = map[Meaning]string{Deadline: "what " + t.Time.Column + " says",
+			LastAccess: lifetime.String() + " after its last write, which " + t.Time.Column + " says",
+			Created:    lifetime.String() + " after it was made, which " + t.Time.Column + " says"}[t.Time.Meaning]
 	}
-	return d.ceil(ms)
+	id := t.ID
+	if t.Hash != NoHash {
+		id += ", the SHA-256 of the client's id"
+	}
+	if t.Prefix != "" {
+		id += fmt.Sprintf(", which begins with %q", t.Prefix)
+	}
+	lock := map[LockKind]string{NoLock: "none", Named: "the server's, named " + t.Lock.Name, ForUpdate: "the row's, by SELECT ... FOR UPDATE"}[t.Lock.Kind]
+	return slices.Concat([]string{"id: " + id, "ends: " + ends, "lock: " + lock})
 }

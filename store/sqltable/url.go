@@ -28,7 +28,13 @@ func ParseURL(u *url.URL, opt Options) (*url.URL, Options, error) {
 		if !there {
 			return nil, opt, fmt.Errorf("store/sqltable: there is no preset %q; the presets are: %s", name, strings.Join(slices.Sorted(maps.Keys(Presets)), ", "))
 		}
-		opt.Table = t
+		if t.Only != "" && t.Only != u.Scheme {
+			return nil, opt, fmt.Errorf("store/sqltable: preset %q is for %s://", name, t.Only)
+		}
+		if opt.Table = t.Table; t.Postgres != nil && u.Scheme == "postgres" {
+			t.Postgres(&opt.Table)
+		}
+		opt.Create = name == "sessile"
 	}
 	plain := *u
 	plain.RawQuery = ""
@@ -63,16 +69,27 @@ var parameters = map[string]func(opt *Options, u *url.URL, value string) error{
 		return nil
 	},
 	"expires_kind": func(o *Options, _ *url.URL, v string) error {
-		return choose(&o.Table.Time.Meaning, v, map[string]Meaning{"deadline": Deadline, "last-access": LastAccess})
+		return choose(&o.Table.Time.Meaning, v, map[string]Meaning{"deadline": Deadline, "last-access": LastAccess, "created": Created})
 	},
 	"expires_unit": func(o *Options, _ *url.URL, v string) error {
-		return choose(&o.Table.Time.Unit, v, map[string]Unit{"s": Seconds, "ms": Milliseconds, "timestamp": Timestamp})
+		return choose(&o.Table.Time.Unit, v, map[string]Unit{"s": Seconds, "ms": Milliseconds, "timestamp": Timestamp, "utc": UTC, "digits": Digits})
 	},
-	"codec": func(o *Options, _ *url.URL, v string) error { return choose(&o.Table.Codec, v, Codecs) },
+	"expires_since": func(o *Options, _ *url.URL, v string) error {
+		o.Table.Time.Since = v
+		return nil
+	},
+	"id_prefix": func(o *Options, _ *url.URL, v string) error { o.Table.Prefix = v; return nil },
+	"id_hash": func(o *Options, _ *url.URL, v string) error {
+		return choose(&o.Table.Hash, v, map[string]Hash{"none": NoHash, "sha256-hex": SHA256Hex, "sha256-base64url": SHA256Base64})
+	},
+	"codec": func(o *Options, _ *url.URL, v string) (err error) {
+		o.Table.Codec, err = ParseCodec(v)
+		return err
+	},
 	"lock": func(o *Options, _ *url.URL, v string) error {
-		return choose(&o.Table.Lock.Kind, v, map[string]LockKind{"none": NoLock, "named": Named})
+		return choose(&o.Table.Lock.Kind, v, map[string]LockKind{"none": NoLock, "named": Named, "for-update": ForUpdate})
 	},
-	"lock_prefix": func(o *Options, _ *url.URL, v string) error { o.Table.Lock.Prefix = v; return nil },
+	"lock_name": func(o *Options, _ *url.URL, v string) error { o.Table.Lock.Name = v; return nil },
 	"lazy": func(o *Options, _ *url.URL, v string) (err error) {
 		o.Table.Lazy, err = strconv.ParseBool(v)
 		return err

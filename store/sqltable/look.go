@@ -1,0 +1,121 @@
+package sqltable
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// column is what the server says of one.
+type column struct {
+	kind, collation string
+	length          int64 // in characters, of what has one
+}
+
+func (c column) isTime() bool {
+	return strings.HasPrefix(c.kind, "timestamp") || strings.HasPrefix(c.kind, "date")
+}
+
+func (c column) isNumber() bool {
+	return strings.Contains(c.kind, "int") || c.kind == "numeric" || c.kind == "decimal" || strings.HasPrefix(c.kind, "double") ||
+		c.kind == "real" || c.kind == "float"
+}
+
+// small are types of columns that hold so little that a session may not fit, in bytes.
+var small = map[string]int{"tinyblob": 255, "tinytext": 255, "blob": 65535, "text": 65535}
+
+// look asks the server what the columns are, and settles what depends on it.
+func (s *Store) look(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*s.opt.Bound)
+	defer cancel()
+	if err := s.lookAtColumns(ctx); err != nil {
+		return err
+	}
+	t := &s.opt.Table
+	for what, name := range map[string]string{"id": t.ID, "data": t.Data, "expires": t.Time.Column, "expires_since": t.Time.Since} {
+		if _, there := s.schema[name]; !there && name != "" {
+			return fmt.Errorf("store/sqltable: table %s has no column %s (%s=)", t.Name, name, what)
+		}
+	}
+	if err := s.lookAtTime(); err != nil {
+		return err
+	}
+	id, data := s.schema[t.ID], s.schema[t.Data]
+	if s.idLen = int(id.length); s.idLen == 0 || s.idLen > 512 {
+		s.idLen = 512 // text
+	}
+	if s.d == postgres {
+		s.exact = true
+		s.idParam, s.dataParam = "?::varchar", "?::"+data.kind
+		if id.kind == "character" { // compared as another type, it would not be looked up in the index
+			s.idParam = "?::bpchar"
+		}
+		s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
+		switch data.kind {
+		case "bytea":
+			return nil
+		case "json": // which knows no equality, and keeps the text as it is
+			s.sameData = fmt.Sprintf(s.d.same, s.data+"::text", "?::text")
+		case "jsonb":
+			return fmt.Errorf("store/sqltable: column %s is jsonb, which does not give back what was written: change its type to json", t.Data)
+		}
+		s.textual = true
+		return nil
+	}
+	s.dataLen = small[data.kind]
+	if strings.Contains(data.kind, "char") || strings.Contains(data.kind, "binary") {
+		s.dataLen = int(data.length)
+	}
+	s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
+	s.exact = strings.Contains(id.kind, "binary")
+	s.binary = strings.HasSuffix(id.collation, "_bin")
+	s.textual = !strings.Contains(data.kind, "blob") && !strings.Contains(data.kind, "binary")
+	return nil
+}
+
+func (s *Store) lookAtColumns(ctx context.Context) error {
+	schema, table := s.place()
+	where, args := "table_schema = "+s.d.schema+" AND table_name = "+s.d.text, []any{table}
+	if schema != "" {
+		where, args = "table_schema = "+s.d.text+" AND table_name = "+s.d.text, []any{schema, table}
+	}
+	q := s.query("SELECT column_name, data_type, COALESCE(character_maximum_length, 0), COALESCE(collation_name, '') "+
+		"FROM information_schema.columns WHERE "+where, args...)
+	rows, err := s.db.QueryContext(ctx, q.text.String(), q.args...)
+	if err != nil {
+		return s.failure(ctx, "table", err, false)
+	}
+	defer rows.Close()
+	s.schema = map[string]column{}
+	for rows.Next() {
+		var name string
+		var c column
+		if err := rows.Scan(&name, &c.kind, &c.length, &c.collation); err != nil {
+			return s.failure(ctx, "table", err, false)
+		}
+		s.schema[name] = c
+	}
+	if err := rows.Err(); err != nil {
+		return s.failure(ctx, "table", err, false)
+	}
+	if len(s.schema) == 0 {
+		return fmt.Errorf("store/sqltable: there is no table %s in this database, or this user may not see it", s.opt.Table.Name)
+	}
+	return nil
+}
+
+// lookAtTime takes a time column that is of the server's own type for that, and refuses what cannot be meant.
+func (s *Store) lookAtTime() error {
+	t := &s.opt.Table.Time
+	c := s.schema[t.Column]
+	switch {
+	case t.Column == "":
+	case c.isTime() && t.Unit == Seconds && t.Since == "":
+		t.Unit = Timestamp
+	case t.Unit == UTC && c.kind == "timestamp with time zone":
+		t.Unit = Timestamp
+	case c.isTime() != (t.Unit == Timestamp || t.Unit == UTC), t.Unit == Digits && c.isNumber():
+		return fmt.Errorf("store/sqltable: column %s is of type %s: which expires_unit is it?", t.Column, c.kind)
+	}
+	return nil
+}
