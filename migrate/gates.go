@@ -260,7 +260,9 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 		window = 3 * time.Second
 	}
 	opt.say("watching the origin for foreign writers (%v), comparing both stores", window)
+	audit := e.audit(ctx)
 	f, err := e.foreignWriters(ctx, max(window, opt.Soak))
+	audit(add)
 	add(Gate{Name: "foreign writers", Open: err == nil && f.Changed+f.Unknown+f.Vanished == 0,
 		Value: evidence(err, fmt.Sprintf("%d sessions watched for %v: %d written, %d removed by somebody else, %d locked or not readable all the time",
 			f.Watched, f.Window, f.Changed, f.Vanished, f.Unknown)),
@@ -270,6 +272,40 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 		Value: evidence(err, fmt.Sprintf("%d compared: %d missing, %d extra, %d mismatched, %d that cannot be moved, %d overdue, %d copied again",
 			d.Compared, d.Missing, d.Extra, d.Mismatch, d.Unfit, d.Overdue, d.Repaired)),
 		Remedy: "`sessile migrate diff` shows them and says why; does somebody else write to one of the stores?"})
+}
+
+// audit asks the origin's server, until the returned function is called, who else uses the sessions.
+func (e *Engine) audit(ctx context.Context) (end func(add func(Gate))) {
+	o, ok := e.origin.(store.Auditor)
+	if !ok {
+		return func(func(Gate)) {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan Gate, 1)
+	go func() {
+		a, err := o.Audit(ctx)
+		value := fmt.Sprintf("writers: %s; readers: %s", among(a.Writers), among(a.Readers))
+		if a.Blind != "" {
+			value += "; " + a.Blind
+		}
+		done <- Gate{Name: "audit", Open: err == nil && len(a.Writers) == 0, Value: evidence(err, value),
+			Remedy: "point them at the gateway, or lock them out (docs/sql.md, \"lock-out\")"}
+	}()
+	return func(add func(Gate)) {
+		cancel()
+		add(<-done)
+	}
+}
+
+// among shows the first few of many.
+func among(lines []string) string {
+	switch n := len(lines); {
+	case n == 0:
+		return "none seen"
+	case n > 5:
+		return fmt.Sprintf("%s and %d more", strings.Join(lines[:5], ", "), n-5)
+	}
+	return strings.Join(lines, ", ")
 }
 
 // canary proves the way back before the target answers reads: a session that is written through the engine lies in the

@@ -43,6 +43,18 @@ type Findings struct {
 	Advice  []string // what one should know
 }
 
+// Auditor is what an origin may be, besides: one whose server can say who else uses the sessions.
+type Auditor interface {
+	// Audit looks who does, until ctx ends. It sees what it comes upon: that it saw nobody proves little.
+	Audit(ctx context.Context) (Audit, error)
+}
+
+// Audit is what was seen, in lines for people: user, host, what was done.
+type Audit struct {
+	Writers, Readers []string
+	Blind            string // what could not be seen, and the remedy
+}
+
 // Prover is what an origin may be, besides: one that does not hold a session of any form.
 type Prover interface {
 	// Canary returns a session that it can hold, under a key that no application has.

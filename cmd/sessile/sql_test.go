@@ -31,7 +31,7 @@ func TestAMoveFromATable(t *testing.T) {
 			c.exec("INSERT INTO php_sessions VALUES " + strings.Join(rows, ", "))
 			r := redis(t)
 			d := serve(t, "--origin", c.url+"?table=php_sessions&id=id&data=data&expires=access&expires_kind=last-access&lifetime=1440s",
-				"--origin-key", "PHPREDIS_SESSION:", "--target", r.URL())
+				"--origin-key", "PHPREDIS_SESSION:", "--target", r.URL(), "--bound", "2s")
 			d.migrate("plan").want(t, 0, "200 sessions in the origin", "")
 			d.migrate("create").want(t, 0, "phase off", "")
 

@@ -258,6 +258,10 @@ func (s *Site) check(c *Config, listen bool) error {
 		s.Migrate.Workflow = s.Name
 	}
 	s.Migrate.Gateway = c.Gateway
+	if s.Origin.IsSQL() { // a statement may wait for a row, and what waits for the origin for that
+		s.unlessSaid("bound", &s.Bound, 5*time.Second)
+		s.unlessSaid("hold", &s.Hold, 15*time.Second)
+	}
 	s.Migrate.Times = migrate.DefaultTimes(s.Bound)
 	s.Migrate.Times.RetreatAfter = s.RetreatAfter
 	inURL := s.Target.Param("prefix")
@@ -285,6 +289,13 @@ func (s *Site) check(c *Config, listen bool) error {
 		}
 	}
 	return nil
+}
+
+// unlessSaid gives a setting another default.
+func (s *Site) unlessSaid(name string, to *time.Duration, d time.Duration) {
+	if _, said := s.where[name]; !said {
+		*to = d
+	}
 }
 
 // checkListener finds what can be found without listening; gateway.ListenURL and Serve look at the rest.

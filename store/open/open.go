@@ -112,6 +112,9 @@ func openMemory(_ context.Context, u *url.URL, _ Options) (store.Store, error) {
 // A URL names a store. Its String, which is what logs and errors show, has neither user nor parameters, so no password.
 type URL struct{ u *url.URL }
 
+// IsSQL reports whether the store is a table of a SQL server.
+func (u URL) IsSQL() bool { return u.Scheme() == "mysql" || u.Scheme() == "postgres" }
+
 // Parse reads a store URL and refuses what no store of this version is named by. The store itself is not asked.
 func Parse(raw string) (URL, error) {
 	scheme, _, ok := strings.Cut(raw, "://")

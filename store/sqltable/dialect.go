@@ -43,6 +43,9 @@ type dialect struct {
 	// the schema twice and the table; max_connections and the largest packet, or 0; a name and ON for a node of Galera;
 	// 0 where the user may not make a table, given the schema twice ("": it is found out by preparing to).
 	readOnly, unique, kind, triggers, limits, cluster, mayCreate string
+	// What Audit asks: who (user@host) and the statement of each other connection to the database, which may be the last one
+	// if it was begun after ?, in ms; and 0 where the user does not see those of other users, and what lets it.
+	others, seesAll, letSee string
 	// own makes a table of ours, if it is not there.
 	own string
 	// classify says what became of a statement whose error is err.
@@ -85,7 +88,10 @@ var mariadb = &dialect{
 		"mark VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL) ENGINE=InnoDB",
 	own: "CREATE TABLE IF NOT EXISTS %s (id VARBINARY(512) PRIMARY KEY, data LONGBLOB NOT NULL, expires BIGINT NOT NULL, " +
 		"KEY expires (expires)) ENGINE=InnoDB",
-	lock:      "SELECT GET_LOCK(?, ?)",
+	others:    "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1)), info FROM information_schema.processlist WHERE db = DATABASE() AND info IS NOT NULL AND id <> CONNECTION_ID()",
+	seesAll:   "SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'PROCESS'",
+	letSee:    "GRANT PROCESS ON *.* TO it",
+	lock:      "SELECT " + ours + "GET_LOCK(?, ?)",
 	lockWaits: true,
 	readOnly:  "SELECT @@global.read_only",
 	unique: "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics WHERE table_schema = IF(? = '', DATABASE(), ?) AND " +
@@ -94,7 +100,7 @@ var mariadb = &dialect{
 	triggers: "SELECT COUNT(*) FROM information_schema.triggers WHERE event_object_schema = IF(? = '', DATABASE(), ?) AND event_object_table = ?",
 	limits:   "SELECT CONCAT_WS(' ', @@max_connections, @@max_allowed_packet)",
 	cluster:  "SHOW VARIABLES LIKE 'wsrep_on'",
-	unlock:   "SELECT RELEASE_LOCK(?)",
+	unlock:   "SELECT " + ours + "RELEASE_LOCK(?)",
 	classify: classifyMySQL,
 }
 
@@ -136,6 +142,10 @@ var postgres = &dialect{
 		"WHERE n.nspname = CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END AND c.relname = ?::text",
 	triggers: "SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace " +
 		"WHERE NOT t.tgisinternal AND n.nspname = CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END AND c.relname = ?::text",
+	others: "SELECT usename || '@' || COALESCE(host(client_addr), 'localhost'), query FROM pg_stat_activity WHERE datname = current_database() AND " +
+		"pid <> pg_backend_pid() AND application_name <> 'sessile' AND (state = 'active' OR query_start > to_timestamp(?::bigint / 1000.0))",
+	seesAll:   "SELECT CASE WHEN pg_has_role(current_user, 'pg_read_all_stats', 'MEMBER') THEN 1 ELSE 0 END",
+	letSee:    "GRANT pg_read_all_stats TO it",
 	limits:    "SELECT current_setting('max_connections') || ' 0'",
 	mayCreate: "SELECT CASE WHEN has_schema_privilege(CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END, 'CREATE') THEN 1 ELSE 0 END",
 	classify:  classifyPostgres,

@@ -59,7 +59,7 @@ func (o Options) withDefaults() Options {
 	set(&o.MaxConns, 16)
 	set(&o.MaxLocks, 256)
 	if o.Bound == 0 {
-		o.Bound = 2 * time.Second
+		o.Bound = 5 * time.Second
 	}
 	if o.Table.Codec == nil {
 		o.Table.Codec = identity

@@ -26,7 +26,7 @@ type Options struct {
 	Table    Table
 	Lifetime time.Duration // of a session where the table says when it was used last, or says nothing
 	MaxValue int           // size of a body in bytes above which it is refused. 0 is 1 MiB
-	Bound    time.Duration // the longest time an operation may take. 0 is 2 s
+	Bound    time.Duration // the longest time an operation may take. 0 is 5 s
 	MaxConns int           // connections for reads and writes. 0 is 16
 	MaxLocks int           // locks held at a time, each on a connection of its own. 0 is 256
 	Create   bool          // make the table if it is not there: one of ours, as the preset sessile describes it
@@ -84,7 +84,11 @@ func (s *Store) check(key string) error {
 }
 
 func (s *Store) query(text string, args ...any) *query {
-	return (&query{dollar: s.d.dollar}).add(text, args...)
+	q := &query{dollar: s.d.dollar}
+	if !q.dollar {
+		q.add(ours)
+	}
+	return q.add(text, args...)
 }
 
 // where limits q to the row under key.

@@ -39,6 +39,13 @@ var tables = map[string]struct {
 		"CREATE TABLE %s (id varchar(191) PRIMARY KEY, payload text NOT NULL, until timestamp)",
 		sqltable.Table{ID: "id", Data: "payload", Codec: codec("base64"), Time: sqltable.Time{Column: "until", Unit: sqltable.Timestamp}},
 	},
+	// The row's own lock, ids with a prefix, and a lifetime that is counted from another column.
+	"FOR UPDATE, a prefix, a lifetime since": {
+		"CREATE TABLE %s (sess_id VARBINARY(140) PRIMARY KEY, sess_data MEDIUMBLOB NOT NULL, sess_lifetime INT UNSIGNED NOT NULL, sess_time INT UNSIGNED NOT NULL) ENGINE=InnoDB",
+		"CREATE TABLE %s (sess_id varchar(140) PRIMARY KEY, sess_data bytea NOT NULL, sess_lifetime integer NOT NULL, sess_time integer NOT NULL)",
+		sqltable.Table{ID: "sess_id", Prefix: "ci_session:", Data: "sess_data", Lock: sqltable.Lock{Kind: sqltable.ForUpdate},
+			Time: sqltable.Time{Column: "sess_lifetime", Since: "sess_time"}},
+	},
 }
 
 // presets are the tables of applications as they make them, for those whose bodies may be any.
