@@ -67,6 +67,22 @@ func TestTheFileOfTheDesign(t *testing.T) {
 	}
 }
 
+// A SQL server has longer, unless it is said how long.
+func TestASQLServerHasFiveSeconds(t *testing.T) {
+	for yaml, want := range map[string][2]time.Duration{
+		"":                      {5 * time.Second, 15 * time.Second},
+		"bound: 3s\nhold: 9s\n": {3 * time.Second, 9 * time.Second},
+	} {
+		c, err := load(t, plain+"origin: mysql://app@db/app?preset=yii2\n"+yaml, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := c.Sites[0]; s.Bound != want[0] || s.Hold != want[1] || s.Migrate.Times != migrate.DefaultTimes(want[0]) {
+			t.Errorf("%q: bound %v, hold %v, times %+v", yaml, s.Bound, s.Hold, s.Migrate.Times)
+		}
+	}
+}
+
 func TestAFlagGoesBeforeTheEnvironmentBeforeTheFileBeforeTheDefault(t *testing.T) {
 	yaml := plain + "max-value: 2MiB\nhold: 2s\nlock-wait: 2s\n"
 	env := []string{"SESSILE_HOLD=3s", "SESSILE_LOCK_WAIT=3s", "SESSILE_LISTEN=redis://127.0.0.1:1 redis://127.0.0.1:2", "SESSILE_TARGET="}
