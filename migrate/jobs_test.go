@@ -137,7 +137,8 @@ func TestAnOriginThatIsNotFitClosesTheFirstGate(t *testing.T) {
 		})
 		w.must(g.Create(w.ctx(), w.opt()))
 		p, err := g.Plan(w.ctx())
-		if w.must(err); !slices.Contains(p.Blockers, "no unique index") || !slices.Contains(p.Advise, "a text") || !slices.Contains(p.Origin, "a table") {
+		if w.must(err); !slices.Contains(p.Blockers, "no unique index") || !slices.Contains(p.Advise, "a text") || !slices.Contains(p.Origin, "a table") ||
+			!strings.Contains(p.Ladder[0], "not possible") {
 			t.Errorf("plan: %q, %q", p.Blockers, p.Advise)
 		}
 		var closed *GateError

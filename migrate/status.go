@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -129,19 +130,18 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 		"the target away in ramp-down or complete: requests are held, then fail, until it is back",
 		fmt.Sprintf("the origin slow: an operation on it is given up after %v", t.Bound),
 	)
-	p.Require = append(p.Require,
-		"every application server uses the same session.serialize_handler",
-		"redis.session.compression is off (bodies are copied as they are)",
-		"session.gc_maxlifetime equals the origin's lifetime=",
-	)
-	p.Advise = append(p.Advise, "redis.session.locking_enabled=1: files lock, and applications may rely on it",
-		"`complete` only after a few session lifetimes in ramp-down")
+	p.Advise = append(p.Advise, "`complete` only after a few session lifetimes in ramp-down")
 	p.Ladder = []string{"create", "switchtraffic --to dual-write", "switchtraffic --to sync", "switchtraffic --to live", "switchtraffic --to ramp-down", "complete"}
 
 	if e.opt.OriginCheck != nil {
 		found, err := e.opt.OriginCheck(ctx)
 		if err != nil {
 			return p, fmt.Errorf("the origin cannot be asked: %w", err)
+		}
+		if len(found.Against) > 0 {
+			for i := range p.Ladder {
+				p.Ladder[i] += ": not possible while something is in the way"
+			}
 		}
 		p.Origin, p.Blockers, p.Advise = found.Facts, append(p.Blockers, found.Against...), append(p.Advise, found.Advice...)
 	}
@@ -195,6 +195,15 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 			p.MeanBytes = bytes / p.Sampled
 		}
 	}
+	if e.opt.OriginCheck == nil || p.Formats["php"]+p.Formats["php_serialize"]+p.Formats["php_binary"]+p.Formats["igbinary"]+p.Formats["msgpack"] > 0 {
+		p.Require = append(p.Require,
+			"every application server uses the same session.serialize_handler",
+			"redis.session.compression is off (bodies are copied as they are)",
+			"session.gc_maxlifetime equals the origin's lifetime=")
+		p.Advise = append(p.Advise, "redis.session.locking_enabled=1 where the origin's sessions are locked: applications may rely on it")
+	} else {
+		p.Require = append(p.Require, "every application server writes sessions in the same form, and gives the lifetime that the origin's sessions have")
+	}
 	if p.Sessions == 0 && len(p.Blockers) == 0 {
 		p.Advise = append(p.Advise, "the origin holds no session at all: is it the right place (another path inside a container or chroot)?")
 	}
@@ -242,8 +251,10 @@ func format(b []byte) string {
 		return "empty"
 	case len(b) > 4 && string(b[:4]) == "\x00\x00\x00\x02":
 		return "igbinary"
-	case len(b) > 2 && (b[0] == 'a' || b[0] == 'O') && b[1] == ':':
+	case len(b) > 2 && (b[0] == 'a' || b[0] == 'O' || b[0] == 's') && b[1] == ':':
 		return "php_serialize"
+	case len(b) > 2 && b[0] == 'B' && b[1] == 'Q': // 05 0b, 05 0a, 05 09
+		return "Perl's Storable in Base64"
 	case b[0] == '{' || b[0] == '[':
 		return "json"
 	case b[0] < 0x20:
@@ -251,7 +262,10 @@ func format(b []byte) string {
 	case b[0] >= 0x80:
 		return "msgpack"
 	}
-	return "php"
+	if bytes.IndexByte(b, '|') >= 0 {
+		return "php"
+	}
+	return "other"
 }
 
 // Repair is a person's decision where the protocol has none. Without use it settles what is dead and changes nothing

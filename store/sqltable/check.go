@@ -33,7 +33,11 @@ func (s *Store) facts() []string {
 		if column == "" {
 			return ""
 		}
-		return column + " " + s.schema[column].kind
+		c := s.schema[column]
+		if strings.Contains(c.kind, "char") && c.length > 0 || strings.HasSuffix(c.kind, "binary") {
+			return fmt.Sprintf("%s %s(%d)", column, c.kind, c.length)
+		}
+		return column + " " + c.kind
 	}
 	columns := []string{typed(t.ID), typed(t.Data), typed(t.Time.Column), typed(t.Time.Since)}
 	columns = slices.DeleteFunc(columns, func(c string) bool { return c == "" })
