@@ -145,9 +145,6 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 		}
 		p.Origin, p.Blockers, p.Advise = found.Facts, append(p.Blockers, found.Against...), append(p.Advise, found.Advice...)
 	}
-	if e.origin.Capabilities().Ageless {
-		p.Advise = append(p.Advise, "the origin does not know how old a session is: in the target each lives for a whole lifetime= from when it is first seen")
-	}
 	if !e.origin.Capabilities().Scan {
 		p.Blockers = append(p.Blockers, "the origin cannot be listed: no backfill, no reconcile pass (give this process the right to list it)")
 	} else {

@@ -81,7 +81,7 @@ type Capabilities struct {
 	LazyExpiry  bool // overdue records stay until collected, and are live until then
 	Lock        bool // Lock, Unlock, LockHolder
 	Seal        bool // is an Origin that keeps identity and seal
-	Ageless     bool // does not know how old a record is: Expires is counted from when it is read
+	Ageless     bool // does not know how old a record is, or does not move its deadline: Expires is no evidence
 	Flags       bool // keeps Record.Flags
 }
 

@@ -131,6 +131,9 @@ func (s *Store) checkTable(ctx context.Context, f *store.Findings) error {
 	if t.Hash != NoHash {
 		f.Advice = append(f.Advice, "the table has hashes of ids, so it cannot be listed: instead of a backfill one lifetime= is waited for in sync")
 	}
+	if t.Time.Column == "" {
+		f.Advice = append(f.Advice, "the table does not know how old a session is: in the target each lives for a whole lifetime= from when it is first seen")
+	}
 	if t.fixed() {
 		f.Advice = append(f.Advice, "a deadline moves only when a session is written: one that is only looked at ends as the table says")
 	}

@@ -423,3 +423,36 @@ func TestPresets(t *testing.T) {
 		})
 	}
 }
+
+// What is over goes, in as many statements as it takes, and nothing else does.
+func TestCollect(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			for kind := range tables {
+				s := open(t, srv, kind)
+				if err := s.Save(t.Context(), "lives", hour("x"), store.Always); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := s.Collect(t.Context()); n != 0 || err != nil {
+					t.Errorf("%s: %d removed of one that lives, %v", kind, n, err)
+				}
+			}
+			own := at(t, srv.URL("app")+"?preset=sessile")
+			again := at(t, srv.URL("app")+"?preset=sessile") // which finds the table there
+			if err := own.Save(t.Context(), "lives", hour("x"), store.Always); err != nil {
+				t.Fatal(err)
+			}
+			rows := make([]string, 1201)
+			for i := range rows {
+				rows[i] = fmt.Sprintf("('over%d', 'x', 1000)", i)
+			}
+			srv.Exec("INSERT INTO sessile_sessions (id, data, expires) VALUES " + strings.Join(rows, ", "))
+			if n, err := again.Collect(t.Context()); n != 1201 || err != nil {
+				t.Errorf("%d removed, %v", n, err)
+			}
+			if got := srv.Exec("SELECT id FROM sessile_sessions"); got != "lives" {
+				t.Errorf("left: %q", got)
+			}
+		})
+	}
+}

@@ -98,5 +98,13 @@ func TestConformance(t *testing.T) {
 				})
 			})
 		}
+		t.Run(name+", a table of our own", func(t *testing.T) {
+			storetest.RunOrigin(t, storetest.Harness[*sqltable.Store]{
+				New: func(t *testing.T) *sqltable.Store {
+					return at(t, fmt.Sprintf("%s?preset=sessile&table=own%d&max_value=%d", s.URL("app"), number.Add(1), 2<<20))
+				},
+				BadKeys: []string{"a b", "a\x00b", "ä", strings.Repeat("a", 513)},
+			})
+		})
 	}
 }
