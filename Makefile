@@ -51,9 +51,9 @@ staticcheck:
 		echo 'staticcheck cannot be had'; [ "$${CI:-false}" = false ]; \
 	fi
 
-# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|php|backfill, -rounds, -short.
+# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|php|page|backfill, -rounds, -short.
 # Benchmarks of single packages: go test -run '^$$' -bench . ./store/redis
-bench: ## Sessile side by side with what one would use instead; about ten minutes
+bench: ## Sessile side by side with what one would use instead; about twenty minutes
 	cd bench && go run . $(BENCHFLAGS)
 
 # go test -list prints the names found in a package, then a line with the package.

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -32,7 +33,7 @@ type run struct {
 }
 
 func main() {
-	only := flag.String("only", "", "gateway, php or backfill (default all)")
+	only := flag.String("only", "", "gateway, php, page or backfill (default all)")
 	rounds := flag.Int("rounds", 3, "how often every row is run")
 	short := flag.Bool("short", false, "a tenth of the work: does it run at all?")
 	flag.Parse()
@@ -49,13 +50,13 @@ func (r *run) all(only string) (err error) {
 	parts := []struct {
 		name string
 		run  func() error
-	}{{"gateway", r.gateway}, {"php", r.php}, {"backfill", r.backfill}}
+	}{{"gateway", r.gateway}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}}
 	known := only == ""
 	for _, part := range parts {
 		known = known || part.name == only
 	}
 	if !known || r.rounds < 1 {
-		return errors.New("-only takes gateway, php or backfill; -rounds a number above 0")
+		return errors.New("-only takes gateway, php, page or backfill; -rounds a number above 0")
 	}
 	if r.dir, err = os.MkdirTemp("", "sessile-bench-"); err != nil {
 		return err
@@ -184,14 +185,14 @@ func load() string {
 func versions() string {
 	all := []string{runtime.Version()}
 	for _, argv := range [][]string{{"git", "describe", "--always", "--dirty", "--exclude=*"}, {"redis-server", "--version"}, {"nutcracker", "--version"},
-		{"haproxy", "-v"}, {findFPM(), "-v"}} {
+		{"haproxy", "-v"}, {findFPM(), "-v"}, {cmp.Or(find("mariadbd"), "mariadbd"), "--version"}} {
 		out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-		version := regexp.MustCompile(`(^|v=|nutcracker-|HAProxy version |PHP )[0-9a-f]+[^\s]*`).Find(out)
+		version := regexp.MustCompile(`(^|v=|Ver |nutcracker-|HAProxy version |PHP )[0-9a-f]+[^\s]*`).Find(out)
 		if err != nil || version == nil {
 			all = append(all, "no "+argv[0])
 			continue
 		}
-		text := strings.Replace(string(version), "v=", "Redis ", 1)
+		text := strings.NewReplacer("v=", "Redis ", "Ver ", "").Replace(string(version))
 		if argv[0] == "git" {
 			text = "sessile at " + text
 		}
