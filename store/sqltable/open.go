@@ -147,8 +147,9 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 	}
 	s.locks.init(opt.MaxLocks)
 	db.SetMaxOpenConns(opt.MaxConns + opt.MaxLocks)
-	db.SetMaxIdleConns(opt.MaxConns)
-	db.SetConnMaxIdleTime(5 * time.Minute)
+	// A connection that was needed is needed again in a moment: to make one anew costs the server as much as several statements.
+	db.SetMaxIdleConns(opt.MaxConns + opt.MaxLocks)
+	db.SetConnMaxIdleTime(time.Minute)
 	if opt.Create {
 		if _, err := db.ExecContext(ctx, fmt.Sprintf(d.own, s.table)); err != nil {
 			return nil, s.failure(ctx, "create table "+t.Name, err, false)
