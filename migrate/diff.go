@@ -143,16 +143,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	if err := e.pages(ctx, e.origin, "", look(true), next); err != nil {
 		return report, err
 	}
-	extra := look(false)
-	if err := e.pages(ctx, e.target, "", func(ctx context.Context, keys []string) error {
-		own := keys[:0:0]
-		for _, key := range keys {
-			if e.opt.OwnsKey(key) {
-				own = append(own, key)
-			}
-		}
-		return extra(ctx, own)
-	}, next); err != nil {
+	if err := e.pages(ctx, e.target, "", look(false), next); err != nil {
 		return report, err
 	}
 	rounds := func(n int) error {

@@ -35,8 +35,8 @@ type Options struct {
 	// Times are what `create` writes into the control record, and what holds before one is known. Default:
 	// DefaultTimes(2 s).
 	Times Times
-	// OwnsKey reports whether a key can be a session of this site; nil: every key. Nothing else is ever removed from
-	// the target.
+	// OwnsKey reports whether a key can be a session of this site; nil: every key. Nothing else is ever moved, nor removed
+	// from the target.
 	OwnsKey func(key string) bool
 	// Prefix is what the names of this site's sessions begin with in the target. Two workflows whose prefixes overlap
 	// would remove each other's sessions, so one target takes only one of them.

@@ -224,14 +224,26 @@ const pageSize = 2000
 // millisecond.
 const batch = 200
 
-// pages calls each with the keys of s, page by page, dealt out in batches to the engine's workers.
+// errNotOurs: the target has no place for a session of this name.
+var errNotOurs = fmt.Errorf("%w: its name is none of this site's", store.ErrInvalid)
+
+// pages calls each with the keys of s that can be sessions of this site, page by page, dealt out in batches to the engine's
+// workers.
 func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each func(ctx context.Context, keys []string) error, after func(page store.Page) error) error {
 	for {
 		page, err := s.Scan(ctx, cursor, pageSize)
 		if err != nil {
 			return err
 		}
-		if err := e.deal(ctx, page.Keys, each); err != nil {
+		keys := page.Keys[:0]
+		for _, key := range page.Keys {
+			if e.opt.OwnsKey(key) {
+				keys = append(keys, key)
+			} else if s == store.Store(e.origin) {
+				e.cannotMove(&walk{}, key, errNotOurs)
+			}
+		}
+		if err := e.deal(ctx, keys, each); err != nil {
 			return err
 		}
 		if err := after(page); err != nil {
@@ -475,14 +487,8 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 	}
 	// And what only the target has: a logout that the copies missed.
 	return e.pages(ctx, e.target, "", func(ctx context.Context, keys []string) error {
-		own := make([]string, 0, len(keys))
-		for _, key := range keys {
-			if e.opt.OwnsKey(key) {
-				own = append(own, key)
-			}
-		}
 		extra := &walk{} // they were counted in the origin, but for what is only here
-		err := each(ctx, own, extra)
+		err := each(ctx, keys, extra)
 		w.copied.Add(extra.copied.Load())
 		return err
 	}, func(page store.Page) error {

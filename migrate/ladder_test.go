@@ -60,3 +60,27 @@ func TestLadderUpAndDown(t *testing.T) {
 		}
 	})
 }
+
+// A session of the origin whose name means something else in the target is not moved there, and what lies under that name
+// stays as it is: up, down, and when the target is emptied.
+func TestAKeyThatIsNoneOfTheSites(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.must(w.o.Save(w.ctx(), "other", hour("of the origin"), store.Always))
+		g := w.gateway(func(o *Options) { o.OwnsKey = func(key string) bool { return key != "other" } })
+		w.save(g, "s", "v")
+		for _, p := range []Phase{DualWrite, Sync, Live, RampDown, Off} {
+			w.at(p)
+			w.holds(w.n, "other", "-")
+		}
+		w.must(w.n.Save(w.ctx(), "other", hour("of the target"), store.Always))
+		for _, p := range []Phase{DualWrite, Sync, Live, RampDown, Off} {
+			w.at(p)
+			w.holds(w.n, "other", "of the target")
+			w.holds(w.o, "other", "of the origin")
+			w.reads(g, "s", "v")
+		}
+		w.must(g.Cancel(w.ctx(), w.opt()))
+		w.holds(w.n, "other", "of the target")
+		w.holds(w.n, "s", "-")
+	})
+}
