@@ -103,7 +103,7 @@ func start(ctx context.Context, c *config.Config, site config.Site, log *slog.Lo
 		}
 		at, s.admin.Engine = s.engine, s.engine
 	}
-	s.gateway, err = gateway.New(gatewaySite(site, at), gateway.Options{Logger: log.With("site", site.Name), Hooks: gateway.Hooks{
+	s.gateway, err = gateway.New(gatewaySite(site, at, s.target), gateway.Options{Logger: log.With("site", site.Name), Hooks: gateway.Hooks{
 		Done:     func(e gateway.Event) { s.admin.Meter.Done(e.Command, e.Outcome, e.Took) },
 		Security: s.admin.Meter.Security,
 	}})
@@ -134,6 +134,7 @@ func gauges(n gateway.Stats) []admin.Gauge {
 		{Name: "logins_failed_total", Help: "Logins with a wrong password.", Value: float64(n.Logins)},
 		{Name: "panics_total", Help: "Connections given up because of a bug.", Value: float64(n.Panics)},
 		{Name: "buffered_bytes", Help: "Unfinished commands and unread replies.", Value: float64(n.Memory)},
+		{Name: "access_set_lost_total", Help: "Commands about the access set that the target did not answer.", Value: float64(n.SetLost)},
 		{Name: "locks", Help: "Session locks held by clients.", Value: float64(n.LocksHeld)},
 		{Name: "locks_waiting", Help: "Clients that wait for a session lock.", Value: float64(n.LocksWaiting)},
 		{Name: "locks_expired_total", Help: "Session locks that ended by their own life.", Value: float64(n.LocksExpired)},

@@ -54,8 +54,8 @@ func openStores(ctx context.Context, site config.Site, log *slog.Logger) (s stor
 func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, error) {
 	opt := site.Migrate
 	opt.Logger = log
-	if isPHP(site) {
-		opt.OwnsKey = phpID[string]
+	opt.OwnsKey = func(key string) bool {
+		return (site.AccessSet == "" || site.TargetKey+key != site.AccessSet) && (!isPHP(site) || phpID(key))
 	}
 	if t, ok := s.target.(informer); ok {
 		opt.Prefix = t.Prefix()
@@ -248,7 +248,7 @@ func (u *unsettled) LockHolder(ctx context.Context, key string) (string, time.Du
 }
 
 // gatewaySite is what the gateway is told of a site.
-func gatewaySite(site config.Site, s store.Store) gateway.Site {
+func gatewaySite(site config.Site, s store.Store, target store.Target) gateway.Site {
 	g := gateway.Site{
 		Name: site.Name, Store: s, Prefix: site.OriginKey, LockSuffix: site.LockSuffix, Database: site.Database,
 		Lifetime: site.Lifetime, SlidingWithoutTTL: site.Sliding, Insecure: site.Insecure,
@@ -259,6 +259,9 @@ func gatewaySite(site config.Site, s store.Store) gateway.Site {
 	}
 	for _, u := range site.Users {
 		g.Users = append(g.Users, gateway.User{Name: u.Name, Passwords: u.Passwords})
+	}
+	if site.AccessSet != "" {
+		g.AccessSet, g.Sets = site.AccessSet, target.(gateway.SortedSets) // config has seen that it is Redis
 	}
 	if isPHP(site) {
 		g.KeyPattern = phpID[[]byte]

@@ -67,6 +67,7 @@ type Site struct {
 	Insecure   bool
 	Database   int
 	LockSuffix string
+	AccessSet  string
 
 	Lifetime                                         time.Duration // 0: none
 	Sliding                                          bool
@@ -243,6 +244,10 @@ func (s *Site) check(c *Config, listen bool) error {
 		return s.errorf("origin", "needs a lifetime: PHP's session.gc_maxlifetime, as in file:///var/lib/php/sessions?layout=php&lifetime=1440s")
 	case s.Sliding && s.Lifetime == 0:
 		return s.errorf("sliding", "needs a lifetime")
+	case s.AccessSet != "" && !strings.HasPrefix(s.Target.Scheme(), "redis"):
+		return s.errorf("access-set", "needs a target that is Redis")
+	case s.AccessSet != "" && strings.HasSuffix(s.AccessSet, s.LockSuffix):
+		return s.errorf("access-set", "ends in %s, as locks do", s.LockSuffix)
 	case s.MaxMemory < 4*s.MaxValue:
 		return s.errorf("max-memory", "is to be at least four times max-value")
 	}
@@ -272,6 +277,9 @@ func (s *Site) check(c *Config, listen bool) error {
 		return s.errorf("target-key", "the target's URL has another prefix=")
 	}
 	s.TargetKey = cmp.Or(s.TargetKey, inURL, s.OriginKey)
+	if s.AccessSet != "" && s.TargetKey != s.OriginKey && strings.HasPrefix(s.AccessSet, s.TargetKey) {
+		return s.errorf("access-set", "begins like the sessions in the target (%s): one of them could take its place", s.TargetKey)
+	}
 	if _, said := s.where["database"]; !said {
 		s.Database = s.Target.Database()
 	} else if n := s.Target.Database(); n != s.Database {
@@ -359,6 +367,9 @@ func (c *Config) checkNeighbours() error {
 				return s.errorf("workflow", "%s is the workflow of site %s, too, in the same target", s.Migrate.Workflow, o.Name)
 			case place && (strings.HasPrefix(s.TargetKey, o.TargetKey) || strings.HasPrefix(o.TargetKey, s.TargetKey)):
 				return s.errorf("target-key", "in the same target, site %s has keys that begin like these: give each a prefix or a database of its own", o.Name)
+			case place && s.AccessSet != "" && (s.AccessSet == o.AccessSet || strings.HasPrefix(s.AccessSet, o.TargetKey)),
+				place && o.AccessSet != "" && strings.HasPrefix(o.AccessSet, s.TargetKey):
+				return s.errorf("access-set", "in the same target, site %s has keys that begin like it, or the same set: give each site a database of its own", o.Name)
 			}
 		}
 		for _, l := range s.Listen {

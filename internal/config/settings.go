@@ -88,6 +88,9 @@ var siteSettings = []Setting{
 		boolean(func(s *Site) *bool { return &s.Sliding })},
 	{"lock-suffix", "_LOCK", "what the client puts behind a session's key to make its lock's", true,
 		text("text", keyRule, func(_ *Config, s *Site) *string { return &s.LockSuffix })},
+	{"access-set", "", "the key, as clients send it, of the one sorted set that is served: that of access times of a hand-written handler (ALL_SESSIONS). It lies in " +
+		"the target under this name, whatever target-key says", true,
+		text("key", keyRule, func(_ *Config, s *Site) *string { return &s.AccessSet })},
 	{"hold", "10s", "how long a command waits for a store that is away before it fails; by default 15s where the origin is a SQL server", true,
 		duration(0, time.Minute, func(_ *Config, s *Site) *time.Duration { return &s.Hold })},
 	{"lock-wait", "5s", "how long a request for a lock waits for it", true,

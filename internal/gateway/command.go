@@ -41,6 +41,7 @@ const (
 	opDelete       // several keys
 	opTake         // the value, and delete
 	opUnlock       // compare and delete, of a lock
+	opSorted       // of the access set
 )
 
 type reply uint8
@@ -53,6 +54,8 @@ const (
 	replyType   // +string or +none
 	replyLength // of the value
 	replyTTL    // as a count of command.unit
+	replyScore
+	replyMembers // of the access set, with scores or without
 )
 
 // timed reports whether the command is about deadlines.
@@ -94,6 +97,8 @@ type request struct {
 	orNull   bool // unlock: null where the lock was not held
 
 	token string
+
+	sorted *sorted // a command about the access set
 }
 
 // only are the conditions of a write.
@@ -146,6 +151,15 @@ func newTable() map[string]*command {
 		{name: "EVAL", arity: -3, parse: (*request).parseEval, op: opUnlock, reply: replyInt},
 		{name: "EVALSHA", arity: -3, parse: (*request).parseEval, op: opUnlock, reply: replyInt},
 
+		{name: "ZADD", arity: -4, parse: (*request).parseZAdd, op: opSorted, reply: replyInt},
+		{name: "ZREM", arity: -3, parse: (*request).parseZRem, op: opSorted, reply: replyInt},
+		{name: "ZCARD", arity: 2, parse: (*request).parseZRem, op: opSorted, reply: replyInt},
+		{name: "ZSCORE", arity: 3, parse: (*request).parseZRem, op: opSorted, reply: replyScore},
+		{name: "ZCOUNT", arity: 4, parse: (*request).parseZBounds, op: opSorted, reply: replyInt},
+		{name: "ZREMRANGEBYSCORE", arity: 4, parse: (*request).parseZBounds, op: opSorted, reply: replyInt},
+		{name: "ZRANGEBYSCORE", arity: -4, parse: (*request).parseZRangeByScore, op: opSorted, reply: replyMembers},
+		{name: "ZRANGE", arity: -4, parse: (*request).parseZRange, op: opSorted, reply: replyMembers},
+
 		{name: "AUTH", arity: -2, local: (*conn).auth, free: true},
 		{name: "HELLO", arity: -1, local: (*conn).hello, free: true},
 		{name: "QUIT", arity: -1, local: (*conn).quit, free: true},
@@ -196,7 +210,10 @@ func newTable() map[string]*command {
 	return t
 }
 
-const whyPersist = "there are no sessions without a deadline"
+const (
+	whyPersist = "there are no sessions without a deadline"
+	aString    = "a session is a string"
+)
 
 // refusals are the commands of Redis 7.0 that are not served, so that they are not taken for unknown ones.
 var refusals = []struct{ why, names string }{
@@ -221,16 +238,15 @@ var refusals = []struct{ why, names string }{
 		CLUSTER|FAILOVER CLUSTER|FLUSHSLOTS CLUSTER|FORGET CLUSTER|GETKEYSINSLOT CLUSTER|HELP CLUSTER|KEYSLOT CLUSTER|LINKS
 		CLUSTER|MEET CLUSTER|REPLICAS CLUSTER|REPLICATE CLUSTER|RESET CLUSTER|SAVECONFIG CLUSTER|SET-CONFIG-EPOCH
 		CLUSTER|SETSLOT CLUSTER|SLAVES`},
-	{"a session is a string", `BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN GEOADD GEODIST GEOHASH GEOPOS
+	{aString, `BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN GEOADD GEODIST GEOHASH GEOPOS
 		GEORADIUS GEORADIUSBYMEMBER GEORADIUSBYMEMBER_RO GEORADIUS_RO GEOSEARCH GEOSEARCHSTORE HDEL HEXISTS HGET HGETALL
 		HINCRBY HINCRBYFLOAT HKEYS HLEN HMGET HMSET HRANDFIELD HSCAN HSET HSETNX HSTRLEN HVALS LINDEX LINSERT LLEN LMOVE
 		LMPOP LPOP LPOS LPUSH LPUSHX LRANGE LREM LSET LTRIM PFADD PFCOUNT PFMERGE RPOP RPOPLPUSH RPUSH RPUSHX SADD SCARD
 		SDIFF SDIFFSTORE SINTER SINTERCARD SINTERSTORE SISMEMBER SMEMBERS SMISMEMBER SMOVE SORT SORT_RO SPOP SRANDMEMBER
-		SREM SSCAN SUNION SUNIONSTORE XACK XADD XAUTOCLAIM XCLAIM XDEL XGROUP XINFO XLEN XPENDING XRANGE XREAD XREADGROUP
-		XREVRANGE XSETID XTRIM ZADD ZCARD ZCOUNT ZDIFF ZDIFFSTORE ZINCRBY ZINTER ZINTERCARD ZINTERSTORE ZLEXCOUNT ZMPOP
-		ZMSCORE ZPOPMAX ZPOPMIN ZRANDMEMBER ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANGESTORE ZRANK ZREM ZREMRANGEBYLEX
-		ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREVRANGE ZREVRANGEBYLEX ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE ZUNION
-		ZUNIONSTORE`},
+		SREM SSCAN SUNION SUNIONSTORE XACK XADD XAUTOCLAIM XCLAIM XDEL XGROUP XINFO XLEN XPENDING XRANGE XREAD
+		XREADGROUP XREVRANGE XSETID XTRIM ZDIFF ZDIFFSTORE ZINCRBY ZINTER ZINTERCARD ZINTERSTORE ZLEXCOUNT ZMPOP
+		ZMSCORE ZPOPMAX ZPOPMIN ZRANDMEMBER ZRANGEBYLEX ZRANGESTORE ZRANK ZREMRANGEBYLEX ZREMRANGEBYRANK ZREVRANGE
+		ZREVRANGEBYLEX ZREVRANGEBYSCORE ZREVRANK ZSCAN ZUNION ZUNIONSTORE`},
 }
 
 // lookup finds the command that args name. Where fail is not "", it is the error to answer; the texts are those of

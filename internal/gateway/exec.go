@@ -69,6 +69,8 @@ func (s *Server) exec(c *conn, r *request) (res result) {
 		}
 	case opUnlock:
 		s.release(c, r, &res)
+	case opSorted:
+		s.accessSet(r, &res)
 	}
 	return res
 }
@@ -97,6 +99,10 @@ func (r *request) render(b []byte, proto int, res *result) []byte {
 		return appendValue(b, proto, res.data, res.found)
 	case r.orNull && res.n == 0:
 		return resp.AppendNull(b, proto)
+	case r.cmd.reply == replyMembers:
+		return appendMembers(b, proto, res.values, r.sorted.withScores)
+	case r.cmd.reply == replyScore || r.sorted != nil && r.sorted.step != "":
+		return appendScore(b, proto, res.data, res.found)
 	}
 	return r.cmd.render(b, proto, res)
 }

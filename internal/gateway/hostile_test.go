@@ -444,11 +444,16 @@ func FuzzConn(f *testing.F) {
 		"*1\r\n$9223372036854775807\r\n", "*9223372036854775807\r\n$1\r\na\r\n", "*-1\r\n", "POST / HTTP/1.1\r\n",
 		command_("SELECT", "1") + command_("GET", "k") + command_("RESET") + command_("FOO", "a\r\n"),
 		command_("SET", "k", "v", "KEEPTTL", "GET") + command_("GETDEL", "k") + command_("CLUSTER", "SLOTS"),
+		command_("ZADD", "z", "XX", "CH", "1.5", "k", "-inf", "l") + command_("ZRANGEBYSCORE", "z", "(0", "+inf", "WITHSCORES", "LIMIT", "0", "9"),
+		command_("HELLO", "3") + command_("ZADD", "z", "INCR", "1", "k") + command_("ZSCORE", "z", "k") + command_("ZRANGE", "z", "-9", "-1", "WITHSCORES"),
+		command_("ZREM", "z", "k", "l") + command_("ZCARD", "z") + command_("ZREMRANGEBYSCORE", "z", "0", "(9") + command_("ZCOUNT", "z", "0", "9"),
 	} {
 		f.Add([]byte(seed))
 	}
 	st := memory.New(memory.Options{})
-	s, err := New(Site{Store: st, Lifetime: time.Hour, LockWait: time.Millisecond, LockLife: 10 * time.Millisecond,
+	answers := [][]string{nil, {"a"}, {"1"}, {"a", "1", "b"}, {"", "x", "k", "-inf"}} // of a target that may be anything
+	sets := setsFunc(func(args []string) ([]string, error) { return answers[len(strings.Join(args, ""))%len(answers)], nil })
+	s, err := New(Site{Store: st, Lifetime: time.Hour, LockWait: time.Millisecond, LockLife: 10 * time.Millisecond, AccessSet: "z", Sets: sets,
 		Limits: Limits{Idle: 5 * time.Millisecond, Command: 5 * time.Millisecond}}, Options{}) // not every input ends in a whole QUIT
 	if err != nil {
 		f.Fatal(err)

@@ -54,13 +54,31 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 			"COMMAND DOCS nosuch", "CLUSTER", "CLUSTER FOO", "CLUSTER INFO x"},
 		{"EVAL x", "EVAL return1 x", "EVAL return1 2 a", "EVAL return1 -1", "EVALSHA abc 0", "EVALSHA " + sha + " 1 k_LOCK v", "EVALSHA " + sha + " 5 k v",
 			"SCRIPT", "SCRIPT FOO", "SCRIPT EXISTS", "SCRIPT EXISTS " + sha, "SCRIPT LOAD"},
+		{"ZADD z 1 a", "ZADD z 1 a 2.5 b", "ZADD z ch 3 a 4 c", "ZADD z NX 9 a 9 d", "ZADD z XX 5 a 5 nobody", "ZADD z GT CH 4 a 6 b", "ZADD z lt xx CH 1 b",
+			"ZADD z INCR 1.5 a", "ZADD z incr 1.5 new", "ZADD z NX INCR 1 a", "ZADD z XX INCR 1 nobody", "ZADD z 1 x 2 x", "ZCARD z", "ZRANGE z 0 -1 WITHSCORES",
+			"ZADD z", "ZADD z 1", "ZADD z 1 a 2", "ZADD z a 1", "ZADD z nan a", "ZADD z 1e999 a", "ZADD z  a", "ZADD z 1x a", "ZADD z NX XX 1 a", "ZADD z GT NX 1 a",
+			"ZADD z GT LT 1 a", "ZADD z LT NX 1 a", "ZADD z INCR 1 a 2 b", "ZADD z CH", "ZADD z CH NX", "ZADD z INCR 1", "ZADD z FOO 1 a", "ZADD z 1 a 1x b",
+			"ZADD z inf i -inf j +inf k", "ZSCORE z i", "ZSCORE z j", "ZADD z 1e300 a 1763715600.25 b 0.1 c", "ZSCORE z a", "ZSCORE z b", "ZSCORE z c",
+			"ZSCORE z nobody", "ZSCORE z", "ZSCORE nokey2 a b", "ZCARD z x", "ZRANGE z 0 -1", "ZRANGE z 1 2", "ZRANGE z -2 -1", "ZRANGE z 5 1", "ZRANGE z -100 100", "ZRANGE z 0 x",
+			"ZRANGE z 0", "ZRANGE z 0 1 FOO", "ZRANGE z 0 -1 LIMIT 0 1", "ZRANGE z 0 (1 BYSCORE", "ZRANGE z 0 2 BYSCORE WITHSCORES LIMIT 0 1"},
+		{"SET k v EX 100", "ZADD k 1 a", "ZREM k a", "ZRANGEBYSCORE k 0 1", "GET k"},
+		{"ZADD z 1 a 2 b 3 c 4 d", "ZRANGEBYSCORE z 0 (3", "ZRANGEBYSCORE z (1 3", "ZRANGEBYSCORE z -inf +inf", "ZRANGEBYSCORE z -inf +inf withscores", "zrangebyscore z (2 inf limit 1 1",
+			"ZRANGEBYSCORE z 0 9 LIMIT 1 2 WITHSCORES", "ZRANGEBYSCORE z 0 9 LIMIT -1 2", "ZRANGEBYSCORE z 0 9 LIMIT 0 -1", "ZRANGEBYSCORE z 0 9 LIMIT 0 0", "ZRANGEBYSCORE z 3 1",
+			"ZRANGEBYSCORE z 0 9 LIMIT 0", "ZRANGEBYSCORE z 0 9 LIMIT x 1", "ZRANGEBYSCORE z 0 9 FOO", "ZRANGEBYSCORE z x 9", "ZRANGEBYSCORE z 0 ((3", "ZRANGEBYSCORE z nan 1",
+			"ZRANGEBYSCORE z 0 1e999x", "ZRANGEBYSCORE z 0 1 BYSCORE", "ZRANGEBYSCORE z 0", "ZCOUNT z 0 (3", "ZCOUNT z x 3", "ZCOUNT z 0", "ZREM z a nobody b", "ZREM z", "ZREM z a",
+			"ZREMRANGEBYSCORE z 0 (4", "ZREMRANGEBYSCORE z x (4", "ZREMRANGEBYSCORE z 0", "ZCARD z", "ZREMRANGEBYSCORE z -inf +inf", "ZCARD z", "ZRANGEBYSCORE z 0 9", "ZRANGE z 0 -1"},
+		{"ZADD z 1 a", "GET z", "SET k v EX 9", "SETEX z"},
+		{"HELLO 3", "ZADD z 1 a 2.5 b", "ZSCORE z a", "ZSCORE z nobody", "ZADD z INCR 1 a", "ZADD z XX INCR 1 nobody", "ZRANGEBYSCORE z 0 9", "ZRANGEBYSCORE z 0 9 WITHSCORES", "ZRANGE z 0 -1 WITHSCORES",
+			"ZRANGE z 5 6 WITHSCORES", "ZCARD z"},
 		{"FOO", "foo a b", "FOO " + long("a", 200) + " b", long("f", 200) + " x", "FOO " + long("x", 100) + " " + long("y", 100) + " z",
 			"FOO " + long("x", 127) + " y", "FOO " + long("x", 125) + " y z", "FOO a\r\nb", "FOO a\x00b c", "fo\x00o a", "FOO ", " a", "FOO \xff", "DELEX k IFEQ v", "DELIFEQ k v",
 			"HGETEX a", long("FO", 30), "GET\x00 k", "GET_ k", "CLIENT|ID", "CLIENT " + long("x", 200)},
 	}
-	site := Site{LockSuffix: "_LOCK"}
+	sets := testserver.Redis(t)
+	site := Site{LockSuffix: "_LOCK", AccessSet: "z", Sets: redisSite(t, sets, "", 0).Store.(SortedSets)}
 	for _, cmds := range scripts {
 		real.Do("FLUSHALL")
+		sets.Do("FLUSHALL")
 		real.Do("SCRIPT", "FLUSH")
 		gw := start(t, site)
 		ours := gw.dial()

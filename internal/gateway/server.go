@@ -44,6 +44,7 @@ type Server struct {
 	scripts   scripts
 	touches   touches
 	blind     atomic.Bool // the last read failed
+	setAway   atomic.Bool // the last command about the access set failed
 	anybody   sync.Once   // to say that any password is accepted
 	lastAlarm atomic.Int64
 	memory    atomic.Int64
@@ -61,8 +62,8 @@ type Server struct {
 }
 
 type counters struct {
-	accepted, refused, commands, protocol, held, dropped, logins, expired, panics atomic.Uint64
-	open                                                                          atomic.Int64
+	accepted, refused, commands, protocol, held, dropped, logins, expired, panics, setLost atomic.Uint64
+	open                                                                                   atomic.Int64
 }
 
 // Stats are a server's counts since its start, and what there is at the moment.
@@ -76,6 +77,7 @@ type Stats struct {
 	Dropped  uint64 // writes of sessions that were destroyed after the client read them
 	Logins   uint64 // with a wrong password
 	Panics   uint64 // connections given up: a bug
+	SetLost  uint64 // commands about the access set that the target did not answer
 	Memory   int64  // bytes of unfinished commands and unread replies, beyond what each connection has free
 
 	LocksHeld    int64 // by clients of ours
@@ -306,7 +308,7 @@ func (s *Server) Stats() Stats {
 	return Stats{
 		Open: n.open.Load(), Accepted: n.accepted.Load(), Refused: n.refused.Load(), Commands: n.commands.Load(),
 		Protocol: n.protocol.Load(), Held: n.held.Load(), Dropped: n.dropped.Load(), Logins: n.logins.Load(),
-		Panics: n.panics.Load(), Memory: s.memory.Load(),
+		Panics: n.panics.Load(), SetLost: n.setLost.Load(), Memory: s.memory.Load(),
 		LocksHeld: s.locks.held.Load(), LocksWaiting: s.locks.waiting.Load(), LocksExpired: n.expired.Load(),
 	}
 }

@@ -42,6 +42,11 @@ type Site struct {
 	// that never name one (RequestTracker).
 	SlidingWithoutTTL bool
 
+	// AccessSet is the key, as the client sends it, of the one sorted set that is served, of access times (see
+	// accessset.go). It lies under the same name in Sets, which it then needs. The default is none.
+	AccessSet string
+	Sets      SortedSets
+
 	// NoLoop gives every connection a goroutine of its own. Otherwise connections without TLS share a few, where the
 	// system is Linux and the store an Upstream.
 	NoLoop bool
@@ -145,6 +150,8 @@ func (s *Site) complete() error {
 		return fmt.Errorf("database %d", s.Database)
 	case s.SlidingWithoutTTL && s.Lifetime == 0:
 		return errors.New("SlidingWithoutTTL needs a Lifetime")
+	case s.AccessSet != "" && s.Sets == nil:
+		return errors.New("AccessSet needs Sets")
 	case s.Lifetime > maxLifetime:
 		return fmt.Errorf("a lifetime of %v", s.Lifetime)
 	case s.Hold > maxWait || s.LockWait > maxWait:
@@ -200,6 +207,9 @@ func (s *Site) key(raw []byte) key {
 	}
 	if len(raw) > s.Limits.Key {
 		return key{err: store.ErrInvalid}
+	}
+	if s.AccessSet != "" && string(raw) == s.AccessSet {
+		return key{err: errWrongType}
 	}
 	id, ok := bytes.CutPrefix(raw, []byte(s.Prefix))
 	if !ok {
