@@ -31,13 +31,17 @@ type Codec interface {
 	Timed() bool
 }
 
-// ParseCodec reads what a URL says (codec=): the names of steps with commas between them, from the column to the body.
+// ParseCodec reads what a URL says (codec=): the names of steps with commas between them, from the column to the body, or
+// php-object.
 func ParseCodec(text string) (Codec, error) {
+	if rest, found := strings.CutPrefix(text, "php-object"); found && (rest == "" || rest[0] == ':') {
+		return parsePHPObject(rest)
+	}
 	var c chain
 	for _, name := range strings.Split(text, ",") {
 		s, there := steps[name]
 		if !there {
-			return nil, fmt.Errorf("it takes one of, or several with commas between them: %s", strings.Join(slices.Sorted(maps.Keys(steps)), ", "))
+			return nil, fmt.Errorf("it takes one of, or several with commas between them: %s; or php-object", strings.Join(slices.Sorted(maps.Keys(steps)), ", "))
 		}
 		c = append(c, s)
 	}

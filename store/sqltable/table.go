@@ -118,6 +118,10 @@ func (t *Table) check(lifetime time.Duration) error {
 		return errors.New("needs lifetime=: the table does not say when a session ends")
 	case t.Time.Since != "" && (t.Time.Column == "" || t.Time.Unit != Seconds || t.Time.Meaning != Deadline):
 		return errors.New("a column that a lifetime is counted from goes with a deadline in seconds")
+	case t.Codec != nil && t.Codec.Timed() && (t.Time.Column == "" || t.Time.Meaning != LastAccess):
+		return errors.New("the codec says when a session was written last: it needs the column, expires= with expires_kind=last-access")
+	case t.Codec != nil && t.Codec.Timed() && t.Hash != NoHash:
+		return errors.New("the codec has the id in the body, which cannot be had from its hash")
 	case t.Lock.Kind == Named && !strings.Contains(t.Lock.Name, "{"):
 		return errors.New("the lock needs a name with {id} or {md5} in it: lock_name=")
 	}
