@@ -5,7 +5,7 @@
 set -eu
 
 # The C compiler is for go test -race. RequestTracker comes with 265 packages of Perl: half a minute of the whole.
-packages='redis-server php-cli php-fpm php-redis php-igbinary mariadb-server postgresql gcc libc6-dev
+packages='redis-server php-cli php-fpm php-redis php-igbinary php-mysql mariadb-server postgresql gcc libc6-dev
 	request-tracker5 rt5-db-mysql rt5-db-postgresql rt5-standalone libapache-session-perl libredis-perl'
 
 say() { echo "setup: $*" >&2; }
@@ -25,7 +25,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 		command -v "$program" >/dev/null || missing="$missing $program"
 	done
 	[ -n "$missing" ] || exit 0
-	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis and igbinary; MariaDB; PostgreSQL; RequestTracker 5 with Starlet and Perl's Redis)"
+	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis, igbinary and pdo_mysql; MariaDB; PostgreSQL; RequestTracker 5 with Starlet and Perl's Redis)"
 fi
 
 missing=

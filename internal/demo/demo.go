@@ -99,7 +99,7 @@ type world struct {
 	opt     Options
 	dir     string
 	out     *screen
-	origin  *file.Store
+	origin  store.Origin
 	target  store.Target
 	redis   string // address of the Redis, "" for the memory target
 	name    string // what the target is, for the report
@@ -113,9 +113,10 @@ type world struct {
 	kept    int
 	closers []func()
 
-	// What tests put between the engine and its stores.
+	// What tests put between the engine and its stores, and what their sites are like.
 	wrapOrigin func(store.Origin) store.Origin
 	wrapTarget func(store.Target) store.Target
+	change     func(*migrate.Options, *gateway.Site)
 }
 
 func (w *world) close() {
@@ -239,14 +240,19 @@ func (w *world) startGateway() error {
 	if w.wrapTarget != nil {
 		target = w.wrapTarget(target)
 	}
-	engine, err := migrate.New(origin, target, migrate.Options{Workflow: "demo", Times: times, ShadowShare: 0.2})
+	opt := migrate.Options{Workflow: "demo", Times: times, ShadowShare: 0.2}
+	site := gateway.Site{Name: "demo", Prefix: prefix, Lifetime: lifetime}
+	if w.change != nil {
+		w.change(&opt, &site)
+	}
+	engine, err := migrate.New(origin, target, opt)
 	if err != nil {
 		return err
 	}
 	w.engine = engine
 	w.closers = append(w.closers, func() { engine.Close() })
-	server, err := gateway.New(gateway.Site{Name: "demo", Store: engine, Prefix: prefix, Lifetime: lifetime},
-		gateway.Options{Logger: slog.New(slog.DiscardHandler)})
+	site.Store = engine
+	server, err := gateway.New(site, gateway.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
 	}

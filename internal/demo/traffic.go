@@ -22,6 +22,9 @@ type traffic struct {
 	via     atomic.Pointer[func(worker int) handler]
 	members []string     // who stays logged in all the time
 	active  atomic.Int64 // how many of them click; 0: all
+	workers int
+	// alone: no two pages of one session at a time. An application without locks would itself lose what one of them writes.
+	alone atomic.Bool
 
 	mu     sync.Mutex // guards guests, times
 	guests []string   // who is logged in for a while
@@ -36,6 +39,7 @@ func newID() string { return strings.ToLower(rand.Text()) } // 26 characters, as
 // browse runs n browsers until ctx is over.
 func (t *traffic) browse(ctx context.Context, n int) {
 	var wg sync.WaitGroup
+	t.workers = n
 	for worker := range n {
 		wg.Go(func() { t.browser(ctx, worker) })
 	}
@@ -51,9 +55,13 @@ func (t *traffic) browser(ctx context.Context, worker int) {
 			if active := int(t.active.Load()); active > 0 {
 				n = active
 			}
-			id := t.members[mrand.IntN(n)]
-			tabs := 1
-			if mrand.IntN(6) == 0 {
+			i, tabs := mrand.IntN(n), 1
+			alone := t.alone.Load()
+			if alone {
+				i = worker + t.workers*mrand.IntN((n-worker+t.workers-1)/t.workers)
+			}
+			id := t.members[i]
+			if !alone && mrand.IntN(6) == 0 {
 				tabs = 3 // of one browser, at once
 			}
 			var wg sync.WaitGroup
@@ -99,6 +107,9 @@ func (t *traffic) comeAndGo(ctx context.Context, worker int) {
 	wg.Go(func() {
 		t.page(ctx, worker*10+1, visit{id: id, add: fmt.Sprintf("i%d", t.serial.Add(1))})
 	})
+	if t.alone.Load() {
+		wg.Wait()
+	}
 	wg.Go(func() { t.page(ctx, worker*10, visit{id: id, logout: true}) })
 	wg.Wait()
 	t.page(ctx, worker*10, visit{id: id})

@@ -19,6 +19,8 @@ type FPMOptions struct {
 	Ini map[string]string
 	// Workers is the number of processes that serve requests, one at a time each. 0 means 4.
 	Workers int
+	// Extensions are those that the scripts need besides redis and igbinary.
+	Extensions []string
 	// DocRoot is the folder of the scripts. Empty means a new one, see Script.
 	DocRoot string
 }
@@ -38,7 +40,7 @@ func FPM(t testing.TB, o FPMOptions) *FPMServer {
 	t.Helper()
 	bin := find("php-fpm", "php-fpm[0-9]*")
 	Need(t, "php-fpm", bin != "")
-	needExtensions(t, "php-fpm", bin)
+	needExtensions(t, "php-fpm", bin, o.Extensions...)
 	s := &FPMServer{DocRoot: o.DocRoot}
 	s.prepare(t, "php-fpm")
 	s.Socket = filepath.Join(s.dir, "fpm.sock")

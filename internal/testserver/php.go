@@ -33,13 +33,13 @@ func PHP(t testing.TB) PHPBinary {
 	return p
 }
 
-func needExtensions(t testing.TB, name, path string) {
+func needExtensions(t testing.TB, name, path string, further ...string) {
 	t.Helper()
 	out, err := exec.Command(path, "-m").Output()
 	if err != nil {
 		t.Fatalf("testserver: %s -m: %v", path, err)
 	}
-	for _, ext := range []string{"redis", "igbinary"} {
+	for _, ext := range append([]string{"redis", "igbinary"}, further...) {
 		Need(t, "php-"+ext+" ("+name+")", slices.Contains(strings.Fields(string(out)), ext))
 	}
 }
