@@ -246,6 +246,25 @@ func (c *client) do(args ...string) string {
 	if _, err := c.nc.Write(resp.AppendRequestStrings(nil, args...)); err != nil {
 		return "closed: " + err.Error()
 	}
+	return c.answer()
+}
+
+// list is do for an answer that is a list of texts.
+func (c *client) list(args ...string) (list []string) {
+	c.t.Helper()
+	var n int
+	if got := c.do(args...); got[0] != '*' {
+		c.t.Fatalf("%q: %s", args, got)
+	} else {
+		fmt.Sscan(got[1:], &n)
+	}
+	for range n {
+		list = append(list, c.answer())
+	}
+	return list
+}
+
+func (c *client) answer() string {
 	line, err := c.r.ReadString('\n')
 	if err != nil {
 		return "closed: " + err.Error()

@@ -407,7 +407,8 @@ func (s *Server) lastWrite(g *glance, member string) (last time.Time, sure bool)
 	case rec.Expires.IsZero() || s.site.Lifetime == 0:
 		return now, true
 	}
-	if last = rec.Expires.Add(-s.site.Lifetime); last.After(now) {
+	// What a table says in whole seconds comes back less a fraction of a millisecond: that is not to be the second before.
+	if last = rec.Expires.Add(100*time.Millisecond - s.site.Lifetime); last.After(now) {
 		last = now
 	}
 	return last, true
