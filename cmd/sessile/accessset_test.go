@@ -16,7 +16,7 @@ import (
 func TestAnAccessSetThroughAMove(t *testing.T) {
 	my, r := testserver.MariaDB(t), redis(t)
 	my.Exec("CREATE TABLE php_sessions (id VARBINARY(128) PRIMARY KEY, data BLOB NOT NULL, access INT UNSIGNED NOT NULL) ENGINE=InnoDB")
-	my.Exec("INSERT INTO php_sessions VALUES ('ALL_SESSIONS', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('old', 'user|s:3:\"bob\";', UNIX_TIMESTAMP() - 700)")
+	my.Exec("INSERT INTO php_sessions VALUES ('ALL_SESSIONS', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('eve_LOCK', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('sessile:control', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('old', 'user|s:3:\"bob\";', UNIX_TIMESTAMP() - 700)")
 	d := serve(t, "--origin", my.URL("app")+"?table=php_sessions&id=id&data=data&expires=access&expires_kind=last-access&lifetime=1440s&lazy=true&codec=php-object",
 		"--target", r.URL(), "--lifetime", "1440s", "--access-set", "ALL_SESSIONS")
 	c := d.dial()

@@ -54,11 +54,16 @@ func openStores(ctx context.Context, site config.Site, log *slog.Logger) (s stor
 func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, error) {
 	opt := site.Migrate
 	opt.Logger = log
-	opt.OwnsKey = func(key string) bool {
-		return (site.AccessSet == "" || site.TargetKey+key != site.AccessSet) && (!isPHP(site) || phpID(key))
+	if isPHP(site) {
+		opt.OwnsKey = phpID[string]
 	}
 	if t, ok := s.target.(informer); ok {
 		opt.Prefix = t.Prefix()
+		// Ids come from cookies: one may be that of a lock, of what is ours, or of the access set.
+		opt.OwnsKey = func(key string) bool {
+			name, err := t.DataKey(nil, key)
+			return err == nil && string(name) != site.AccessSet && (!isPHP(site) || phpID(key))
+		}
 		opt.TargetHealth = func(ctx context.Context) (migrate.TargetHealth, error) { return health(ctx, t) }
 	}
 	if o, ok := s.origin.(store.Checker); ok {
@@ -91,6 +96,7 @@ func phpID[T string | []byte](id T) bool {
 type informer interface {
 	Info(context.Context) (map[string]string, error)
 	Prefix() string
+	DataKey(dst []byte, key string) ([]byte, error)
 }
 
 // health reads what the gates want to know out of Redis' INFO.
