@@ -42,6 +42,7 @@ const (
 	opTake         // the value, and delete
 	opUnlock       // compare and delete, of a lock
 	opSorted       // of the access set
+	opExec         // those since MULTI
 )
 
 type reply uint8
@@ -56,6 +57,7 @@ const (
 	replyTTL    // as a count of command.unit
 	replyScore
 	replyMembers // of the access set, with scores or without
+	replyRaw     // as exec has written it
 )
 
 // timed reports whether the command is about deadlines.
@@ -160,6 +162,10 @@ func newTable() map[string]*command {
 		{name: "ZRANGEBYSCORE", arity: -4, parse: (*request).parseZRangeByScore, op: opSorted, reply: replyMembers},
 		{name: "ZRANGE", arity: -4, parse: (*request).parseZRange, op: opSorted, reply: replyMembers},
 
+		{name: "MULTI", arity: 1, local: (*conn).begin},
+		{name: "EXEC", arity: 1, parse: func(*request, [][]byte) {}, op: opExec, reply: replyRaw},
+		{name: "DISCARD", arity: 1, local: (*conn).discard},
+
 		{name: "AUTH", arity: -2, local: (*conn).auth, free: true},
 		{name: "HELLO", arity: -1, local: (*conn).hello, free: true},
 		{name: "QUIT", arity: -1, local: (*conn).quit, free: true},
@@ -222,7 +228,7 @@ var refusals = []struct{ why, names string }{
 	{whyPersist, `PERSIST`},
 	{"a session is written by itself", `MSET MSETNX COPY MOVE RENAME RENAMENX SWAPDB TOUCH DUMP RESTORE RESTORE-ASKING
 		MIGRATE OBJECT`},
-	{"there are no transactions", `MULTI EXEC DISCARD WATCH UNWATCH`},
+	{"others may come in between the commands of MULTI", `WATCH UNWATCH`},
 	{"sessions cannot be listed by clients", `KEYS SCAN RANDOMKEY DBSIZE`},
 	{"the only script served is the release of a lock", `EVAL_RO EVALSHA_RO FCALL FCALL_RO FUNCTION SCRIPT|DEBUG SCRIPT|FLUSH
 		SCRIPT|HELP SCRIPT|KILL`},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -51,6 +52,8 @@ type conn struct {
 	name          string
 	closing       bool // after the replies so far
 	refused       bool // closing, and the client may still be sending
+
+	multi *transaction // nil: none
 
 	empty  int       // empty requests since the last command
 	active time.Time // the end of the last commands
@@ -138,12 +141,18 @@ func (c *conn) understand(args [][]byte) {
 	}
 	r.cmd, r.fail = lookup(args)
 	switch {
+	case r.fail != "" && r.cmd.op == opExec:
+		r.fail = textBecause + strings.TrimPrefix(r.fail, "ERR ")
 	case r.fail != "":
 	case !c.authenticated && !r.cmd.free:
 		r.fail = textNoAuth
 	case r.cmd.refusal != "":
 		r.fail = r.cmd.refused()
-	case r.cmd.local != nil:
+	default:
+		c.inMulti(r)
+	}
+	switch {
+	case r.fail != "", r.cmd.local != nil:
 	case c.wrongDatabase:
 		r.fail = "ERR sessile: this site is database " + c.s.database + ", and this connection selected another"
 	default:
@@ -161,6 +170,12 @@ func (c *conn) answer(args [][]byte) bool {
 	case r.fail != "":
 		c.out = resp.AppendError(c.out, r.fail)
 		outcome = store.OutcomeInvalid
+		switch {
+		case r.cmd.op == opExec:
+			c.endMulti()
+		case c.multi != nil && r.cmd.name != "MULTI":
+			c.multi.bad = true
+		}
 	case r.cmd.local != nil:
 		r.cmd.local(c, args)
 	default:
@@ -172,12 +187,19 @@ func (c *conn) answer(args [][]byte) bool {
 
 // exec runs the request, which is about sessions.
 func (c *conn) exec() result {
-	for i := range c.req.keys {
-		if c.req.keys[i].err == errReserved {
+	if c.req.cmd.op == opExec {
+		return c.execMulti()
+	}
+	return c.run(&c.req)
+}
+
+func (c *conn) run(r *request) result {
+	for i := range r.keys {
+		if r.keys[i].err == errReserved {
 			c.s.security(SecurityKey, c)
 		}
 	}
-	return c.s.exec(c, &c.req)
+	return c.s.exec(c, r)
 }
 
 // finish answers the request with what came of it.

@@ -99,6 +99,8 @@ func (r *request) render(b []byte, proto int, res *result) []byte {
 		return appendValue(b, proto, res.data, res.found)
 	case r.orNull && res.n == 0:
 		return resp.AppendNull(b, proto)
+	case r.cmd.reply == replyRaw:
+		return append(b, res.data...)
 	case r.cmd.reply == replyMembers:
 		return appendMembers(b, proto, res.values, r.sorted.withScores)
 	case r.cmd.reply == replyScore || r.sorted != nil && r.sorted.step != "":

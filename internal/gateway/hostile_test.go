@@ -189,7 +189,7 @@ func TestCommandsThatAreNotServed(t *testing.T) {
 		"SETEX k 0 v", "EXPIRE k 9223372036854775807", "EXPIRE k 99999999999", "PERSIST k", "GETEX k PERSIST", "SET k v PXAT 9223372036854775807",
 		"MSET a", "MSET a b", "RENAME a b", "COPY a b",
 		"SUBSCRIBE x", "PSUBSCRIBE x", "PUBLISH __sentinel__:hello x", "MONITOR", "CLIENT TRACKING ON", "CLIENT KILL x", "CLIENT REPLY OFF", "CLIENT LIST",
-		"MULTI", "EXEC", "WATCH k", "READONLY", "READWRITE", "ASKING", "CONFIG SET a b", "DEBUG SLEEP 10", "SHUTDOWN", "REPLICAOF a 1", "ACL LIST",
+		"EXEC", "DISCARD", "WATCH k", "READONLY", "READWRITE", "ASKING", "CONFIG SET a b", "DEBUG SLEEP 10", "SHUTDOWN", "REPLICAOF a 1", "ACL LIST",
 		"SADD s a", "HSET h a b", "ZADD z 1 a", "LPUSH l a", "XADD x * a b", "SORT k", "OBJECT FREQ k", "WAIT 1 1", "CLUSTER MEET a 1", "COMMAND GETKEYS x",
 		"SENTINEL", "SENTINEL reset x",
 	} {
@@ -446,6 +446,8 @@ func FuzzConn(f *testing.F) {
 		command_("SET", "k", "v", "KEEPTTL", "GET") + command_("GETDEL", "k") + command_("CLUSTER", "SLOTS"),
 		command_("ZADD", "z", "XX", "CH", "1.5", "k", "-inf", "l") + command_("ZRANGEBYSCORE", "z", "(0", "+inf", "WITHSCORES", "LIMIT", "0", "9"),
 		command_("HELLO", "3") + command_("ZADD", "z", "INCR", "1", "k") + command_("ZSCORE", "z", "k") + command_("ZRANGE", "z", "-9", "-1", "WITHSCORES"),
+		command_("MULTI") + command_("SETEX", "k", "9", "v") + command_("ZADD", "z", "1", "k") + command_("EXEC") + command_("DISCARD"),
+		command_("MULTI") + command_("FOO") + command_("MULTI") + command_("EXEC") + command_("MULTI") + command_("GET", "k"),
 		command_("ZREM", "z", "k", "l") + command_("ZCARD", "z") + command_("ZREMRANGEBYSCORE", "z", "0", "(9") + command_("ZCOUNT", "z", "0", "9"),
 	} {
 		f.Add([]byte(seed))

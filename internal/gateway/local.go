@@ -62,6 +62,7 @@ func (c *conn) foreign([][]byte) {
 
 func (c *conn) reset([][]byte) {
 	c.proto, c.name, c.wrongDatabase = 2, "", false
+	c.endMulti()
 	if c.authenticated { // whoever was not logged in gets no more time for it
 		c.authenticated, c.strange = len(c.s.users) == 0, time.Now()
 	}

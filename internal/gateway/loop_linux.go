@@ -582,6 +582,7 @@ func (l *loop) bury(c *looped) {
 		return
 	}
 	c.buried = true
+	c.endMulti()
 	c.charge(-c.room - c.pending)
 	c.room, c.pending = 0, 0
 	l.count--

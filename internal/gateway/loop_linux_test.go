@@ -1851,6 +1851,7 @@ func FuzzLoop(f *testing.F) {
 		command_("GET", "k") + command_("GET", "k") + "*1\r\n$-1\r\n", command_("EXISTS", "k") + command_("HELLO", "3") + command_("GET", "k"),
 		command_("SETEX", "k", "100", "v") + command_("EXPIRE", "k", "0") + command_("EXISTS", "k"), "\r\n\r\n" + command_("PING"),
 		"POST / HTTP/1.1\r\n",
+		command_("GET", "k") + command_("MULTI") + command_("SETEX", "k", "100", "v") + command_("GET", "k") + command_("EXEC") + command_("GET", "k"),
 		command_("SET", "k_LOCK", "t", "NX") + command_("SET", "k_LOCK", "t", "NX", "PX", "50") + command_("EVAL",
 			"if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end", "1", "k_LOCK", "t"),
 	} {

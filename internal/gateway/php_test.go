@@ -244,3 +244,33 @@ func TestPHPWhileTheStoreIsAway(t *testing.T) {
 		}
 	}
 }
+
+// phpredis' own class, as hand-written handlers use it: what PHP sees is what it would see of Redis.
+func TestPHPRedisWithAnAccessSet(t *testing.T) {
+	php, direct, behind := testserver.PHP(t), testserver.Redis(t), testserver.Redis(t)
+	site := redisSite(t, behind, "app:", 0)
+	site.Lifetime, site.AccessSet, site.Sets = time.Hour, "app:ALL", site.Store.(SortedSets)
+	gw := start(t, site)
+	const script = `<?php
+		[$host, $port] = explode(":", $argv[1]);
+		$r = new Redis; $r->connect($host, (int) $port); $r->setOption(Redis::OPT_PREFIX, "app:");
+		$all = "ALL"; $now = 4000000000; // later than any session was written: nobody is in use
+		$say = function (...$what) { foreach ($what as $w) echo json_encode($w), "\n"; };
+		$say($r->zAdd($all, $now, "a"), $r->zAdd($all, $now + 1, "a"), $r->zAdd($all, ["CH"], $now + 2, "a", $now, "b"), $r->zAdd($all, ["XX"], 5, "nobody"),
+			$r->zAdd($all, ["NX"], 5, "a", 6.5, "c"), $r->zAdd($all, ["INCR"], 1.5, "c"), $r->zAdd($all, ["XX", "INCR"], 1, "nobody"));
+		$say($r->zScore($all, "a"), $r->zScore($all, "nobody"), $r->zCard($all), $r->zCount($all, 0, "($now"), $r->zRange($all, 0, -1), $r->zRange($all, 0, -1, true),
+			$r->zRangeByScore($all, "-inf", "($now"), $r->zRangeByScore($all, 0, "+inf", ["withscores" => true, "limit" => [1, 1]]), $r->zRangeByScore($all, 9, 1));
+		$say($r->zRem($all, "b", "nobody"), $r->zRem($all, "b"), $r->zRemRangeByScore($all, 0, "($now"), $r->zCard($all));
+		$say($r->pipeline()->set("s", "v")->zAdd($all, $now, "s")->get("s")->exec());
+		$say($r->multi()->set("s", "w", 100)->zAdd($all, $now + 1, "s")->get("s")->zRangeByScore($all, 0, $now + 1)->exec());
+		$say($r->multi()->set("s", "x")->discard(), $r->get("s"));
+		foreach ($r->zRangeByScore($all, 0, "(" . ($now + 2)) as $id) $say($id, $r->del($id), $r->zRem($all, $id));
+		$say($r->get("s"), $r->zRange($all, 0, -1), $r->getLastError());`
+	want, got := php.Run(script, nil, direct.Addr), php.Run(script, nil, gw.addr.String())
+	if got != want || strings.Count(want, "\n") < 25 {
+		t.Errorf("PHP prints\n%swith Redis\n%s", got, want)
+	}
+	if got, want := behind.CLI("ZRANGE", "app:ALL", "0", "-1", "WITHSCORES"), direct.CLI("ZRANGE", "app:ALL", "0", "-1", "WITHSCORES"); got != want || got == "" {
+		t.Errorf("the set is %q, with Redis %q", got, want)
+	}
+}

@@ -90,6 +90,7 @@ func (c *stream) end() {
 		c.linger()
 	}
 	c.nc.Close()
+	c.endMulti()
 	c.charge(-c.room)
 }
 
