@@ -38,6 +38,9 @@ type SortedSets interface {
 // that it hangs.
 const setPatience = time.Second
 
+// maxMembers is the most that a range answers, however large an answer may be.
+const maxMembers = 100_000
+
 // sorted is a command about the access set.
 type sorted struct {
 	args  []string // as it is sent
@@ -288,7 +291,7 @@ func (s *Server) sorted(args ...string) ([]string, error) {
 // members answers a range. It has an end in any case: a collector that is not told of everybody goes on next time. What
 // the set says too early of a session that is in use is left out where that matters, and put right.
 func (s *Server) members(z *sorted, res *result) {
-	most := int64(s.site.Limits.Output / (s.site.Limits.Key + 64))
+	most := int64(min(s.site.Limits.Output/(s.site.Limits.Key+64), maxMembers))
 	args := slices.Clone(z.args)
 	if z.byScore {
 		count := z.count
@@ -324,13 +327,17 @@ func (s *Server) members(z *sorted, res *result) {
 			break
 		}
 		member, score := pair[0], pair[1]
-		if z.withScores || z.byScore && !math.IsInf(z.max, 1) {
+		collecting := z.byScore && !math.IsInf(z.max, 1)
+		if z.withScores || collecting {
 			var sure bool
 			score, sure = s.newer(g, member, score)
-			if at, _ := strconv.ParseFloat(score, 64); z.byScore && (at > z.max || z.exclusive && at == z.max) {
-				if sure {
-					late = append(late, score, member)
-				}
+			at, _ := strconv.ParseFloat(score, 64)
+			switch outside := at > z.max || z.exclusive && at == z.max; {
+			case !collecting:
+			case !sure:
+				continue
+			case outside:
+				late = append(late, score, member)
 				continue
 			}
 		}
