@@ -78,6 +78,7 @@ func testdata(t *testing.T, name string) string {
 }
 
 func moveFromMySQL(t *testing.T, d destination) {
+	const bound = 2 * time.Second // a busy machine has room in it
 	my, server := testserver.MariaDB(t), testserver.Redis(t)
 	my.Exec("CREATE TABLE php_sessions (id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, data MEDIUMBLOB NOT NULL, access INT UNSIGNED NOT NULL) ENGINE=InnoDB")
 	start := func(workers int, ini map[string]string) fpm {
@@ -102,7 +103,7 @@ func moveFromMySQL(t *testing.T, d destination) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.origin, err = open.Origin(t.Context(), u, open.Options{}); err != nil {
+	if w.origin, err = open.Origin(t.Context(), u, open.Options{Bound: bound}); err != nil {
 		t.Fatal(err)
 	}
 	w.closers = append(w.closers, func() { w.origin.Close() })
@@ -117,6 +118,7 @@ func moveFromMySQL(t *testing.T, d destination) {
 	w.closers = append(w.closers, func() { target.Close() })
 	w.target, w.redis = target, server.Addr
 	w.change = func(opt *migrate.Options, site *gateway.Site) {
+		opt.Times = migrate.DefaultTimes(bound)
 		if site.Prefix = d.prefix; d.set {
 			site.AccessSet, site.Sets = accessSet, target
 			opt.OwnsKey = func(key string) bool { return key != accessSet }
