@@ -262,7 +262,9 @@ func (s *Server) accessSet(r *request, res *result) {
 		answer = []string{strconv.FormatInt(z.empty, 10)}
 	}
 	if r.cmd.reply == replyScore && len(answer) == 1 {
-		answer[0], _ = s.newer(&glance{}, z.args[2], answer[0])
+		ctx, cancel := context.WithTimeout(s.ctx, patienceOf(s.site.Hold))
+		answer[0], _ = s.newer(ctx, new(bool), z.args[2], answer[0])
+		cancel()
 	}
 	if res.found = len(answer) == 1; res.found {
 		res.data = []byte(answer[0])
@@ -307,12 +309,20 @@ func (s *Server) members(z *sorted, res *result) {
 				return
 			}
 			n, _ := strconv.ParseInt(card[0], 10, 64)
-			from, to = fromEnd(from, n), fromEnd(to, n)
+			if from < 0 {
+				from = max(0, from+n)
+			}
+			if to < 0 {
+				to += n
+			}
 		}
 		if to < from {
 			return
 		}
-		args = append(args, strconv.FormatInt(from, 10), strconv.FormatInt(min(to, from+most-1), 10), "WITHSCORES")
+		if to-from >= most {
+			to = from + most - 1
+		}
+		args = append(args, strconv.FormatInt(from, 10), strconv.FormatInt(to, 10), "WITHSCORES")
 	}
 	answer, err := s.sorted(args...)
 	if err != nil {
@@ -320,7 +330,7 @@ func (s *Server) members(z *sorted, res *result) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, patienceOf(s.site.Hold))
 	defer cancel()
-	g, size := &glance{ctx: ctx}, 0
+	size, dark := 0, false
 	late := []string{"ZADD", s.site.AccessSet, "XX", "GT"}
 	for pair := range slices.Chunk(answer, 2) {
 		if len(pair) < 2 {
@@ -330,7 +340,7 @@ func (s *Server) members(z *sorted, res *result) {
 		collecting := z.byScore && !math.IsInf(z.max, 1)
 		if z.withScores || collecting {
 			var sure bool
-			score, sure = s.newer(g, member, score)
+			score, sure = s.newer(ctx, &dark, member, score)
 			at, _ := strconv.ParseFloat(score, 64)
 			switch outside := at > z.max || z.exclusive && at == z.max; {
 			case !collecting:
@@ -355,24 +365,10 @@ func (s *Server) members(z *sorted, res *result) {
 	}
 }
 
-// fromEnd is the index i of a list of n, counted from its end where it is negative.
-func fromEnd(i, n int64) int64 {
-	if i < 0 {
-		return max(0, i+n)
-	}
-	return i
-}
-
-// A glance is what is to be known of many sessions for one answer.
-type glance struct {
-	ctx  context.Context // nil: one of its own
-	dark bool            // the store did not answer once, and is not asked for all the others
-}
-
 // newer returns the score of member, or the time of its session's last write where that is later, and whether that is
 // known. Of a session of which nothing can be known, it is now: nobody is collected who might be there.
-func (s *Server) newer(g *glance, member, score string) (at string, sure bool) {
-	last, sure := s.lastWrite(g, member)
+func (s *Server) newer(ctx context.Context, dark *bool, member, score string) (at string, sure bool) {
+	last, sure := s.lastWrite(ctx, dark, member)
 	if last.IsZero() {
 		return score, sure
 	}
@@ -389,27 +385,22 @@ func (s *Server) newer(g *glance, member, score string) (at string, sure bool) {
 
 // lastWrite says when the session of member, its id with or without the site's prefix, was written last, as far as its
 // deadline tells: zero where there is no such session. One that was given a longer life than the site's may have been
-// written just now.
-func (s *Server) lastWrite(g *glance, member string) (last time.Time, sure bool) {
+// written just now. dark is set once the store did not answer; then it is not asked for all the others.
+func (s *Server) lastWrite(ctx context.Context, dark *bool, member string) (last time.Time, sure bool) {
 	k := s.site.key([]byte(s.site.Prefix + strings.TrimPrefix(member, s.site.Prefix)))
 	if k.err != nil || k.lock {
 		return last, true
 	}
 	now := time.Now()
-	if g.dark {
+	if *dark {
 		return now, false
 	}
-	if g.ctx == nil {
-		ctx, cancel := context.WithTimeout(s.ctx, patienceOf(s.site.Hold))
-		defer cancel()
-		g.ctx = ctx
-	}
-	rec, err := s.site.Store.Inspect(g.ctx, k.id)
+	rec, err := s.site.Store.Inspect(ctx, k.id)
 	switch {
 	case absent(err):
 		return last, true
 	case err != nil:
-		g.dark = !errors.Is(err, errors.ErrUnsupported)
+		*dark = !errors.Is(err, errors.ErrUnsupported)
 		return now, false
 	case rec.Expires.IsZero() || s.site.Lifetime == 0:
 		return now, true

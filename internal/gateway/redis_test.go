@@ -59,7 +59,7 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 			"ZADD z", "ZADD z 1", "ZADD z 1 a 2", "ZADD z a 1", "ZADD z nan a", "ZADD z 1e999 a", "ZADD z  a", "ZADD z 1x a", "ZADD z NX XX 1 a", "ZADD z GT NX 1 a",
 			"ZADD z GT LT 1 a", "ZADD z LT NX 1 a", "ZADD z INCR 1 a 2 b", "ZADD z CH", "ZADD z CH NX", "ZADD z INCR 1", "ZADD z FOO 1 a", "ZADD z 1 a 1x b",
 			"ZADD z inf i -inf j +inf k", "ZSCORE z i", "ZSCORE z j", "ZADD z 1e300 a 1763715600.25 b 0.1 c", "ZSCORE z a", "ZSCORE z b", "ZSCORE z c",
-			"ZSCORE z nobody", "ZSCORE z", "ZSCORE nokey2 a b", "ZCARD z x", "ZRANGE z 0 -1", "ZRANGE z 1 2", "ZRANGE z -2 -1", "ZRANGE z 5 1", "ZRANGE z -100 100", "ZRANGE z 0 x",
+			"ZSCORE z nobody", "ZSCORE z", "ZSCORE nokey2 a b", "ZCARD z x", "ZRANGE z 0 -1", "ZRANGE z 1 2", "ZRANGE z -2 -1", "ZRANGE z 5 1", "ZRANGE z -100 100", "ZRANGE z 0 -100", "ZRANGE z -3 -5", "ZRANGE z 9223372036854775807 9223372036854775807", "ZRANGE z 0 9223372036854775807", "ZRANGE z -9223372036854775808 0", "ZRANGE z 0 -9223372036854775808", "ZRANGE z 0 x",
 			"ZRANGE z 0", "ZRANGE z 0 1 FOO", "ZRANGE z 0 -1 LIMIT 0 1", "ZRANGE z 0 (1 BYSCORE", "ZRANGE z 0 2 BYSCORE WITHSCORES LIMIT 0 1"},
 		{"SET k v EX 100", "ZADD k 1 a", "ZREM k a", "ZRANGEBYSCORE k 0 1", "GET k"},
 		{"ZADD z 1 a 2 b 3 c 4 d", "ZRANGEBYSCORE z 0 (3", "ZRANGEBYSCORE z (1 3", "ZRANGEBYSCORE z -inf +inf", "ZRANGEBYSCORE z -inf +inf withscores", "zrangebyscore z (2 inf limit 1 1",
