@@ -122,6 +122,7 @@ func servers(t *testing.T) map[string]server {
 func TestAWriteThatWaitsForARowDoesNotLandLate(t *testing.T) {
 	for name, srv := range servers(t) {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := open(t, srv, "deadline in seconds")
 			table := s.Table()
 			if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
@@ -140,7 +141,7 @@ func TestAWriteThatWaitsForARowDoesNotLandLate(t *testing.T) {
 			if store.OutcomeOf(err) != store.OutcomeUnknown {
 				t.Errorf("Save: %v", err)
 			}
-			time.Sleep(2*time.Second - time.Since(began)) // the bound
+			time.Sleep(s.Options().Bound - time.Since(began))
 			if err := tx.Rollback(); err != nil {
 				t.Fatal(err)
 			}
