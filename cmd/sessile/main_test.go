@@ -59,7 +59,13 @@ type result struct {
 // command prepares a run of the binary with an environment of its own: env, then args.
 func command(t testing.TB, env []string, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	return commandFor(t, 2*patience, env, args...)
+}
+
+// commandFor is command for one that may run so long.
+func commandFor(t testing.TB, limit time.Duration, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "GORACE=atexit_sleep_ms=0 halt_on_error=1"}, env...)

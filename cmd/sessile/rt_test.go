@@ -12,7 +12,6 @@ import (
 	"net/http/cookiejar"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -337,9 +336,7 @@ func moveRT(t *testing.T, db testserver.RTDatabase, addr string, users ...string
 // serve starts the gateway.
 func (m *rtMove) serve(args ...string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*patience)
-	m.t.Cleanup(cancel)
-	m.d.cmd = exec.CommandContext(ctx, binary, args...)
+	m.d.cmd = commandFor(m.t, 20*patience, nil, args...)
 	m.d.launch()
 }
 
@@ -357,6 +354,7 @@ func (m *rtMove) stop(s *testserver.RTServer) {
 	s.Stop()
 }
 
+// browser is one that nobody is logged in with yet.
 func (m *rtMove) browser(user string) *browser {
 	return newBrowser(m.site, fmt.Sprintf("http://127.0.0.1:%d", m.rt.Port), user)
 }
@@ -371,7 +369,8 @@ func (m *rtMove) must(err error) {
 // took says how long it was since it was last called.
 func (m *rtMove) took(what string) {
 	m.t.Helper()
-	m.t.Logf("%5.1f s  %s (%d pages so far, %d failed)", time.Since(m.step).Seconds(), what, m.site.requests.Load(), m.site.failures.Load())
+	m.t.Logf("%5.1f s  %s (%d pages so far, %d failed)", time.Since(m.step).Seconds(), what, m.site.requests.Load(),
+		m.site.failures.Load())
 	m.step = time.Now()
 }
 
@@ -394,19 +393,22 @@ func (d *rtDatabase) exec(t *testing.T, sql string) string {
 	return out
 }
 
-// A RequestTracker moves from its database to Redis as docs/requesttracker.md says, there, back to its own table, and there again, while
-// its users work: nobody has to log in again, and who has logged out stays out.
+// A RequestTracker moves from its database to Redis as docs/requesttracker.md says, there, back to its own table, and there again,
+// while its users work: nobody has to log in again, and who has logged out stays out.
 func TestRequestTracker(t *testing.T) {
+	t.Parallel()
 	t.Run("MariaDB", func(t *testing.T) {
 		t.Parallel()
 		my := testserver.MariaDB(t)
-		theWholeMoveOfRT(t, &rtDatabase{my, my.Addr, 0, my.Try, `SELECT REPLACE(TO_BASE64(a_session), '\n', '') FROM sessions WHERE id = '%s'`,
+		theWholeMoveOfRT(t, &rtDatabase{my, my.Addr, 0, my.Try,
+			`SELECT REPLACE(TO_BASE64(a_session), '\n', '') FROM sessions WHERE id = '%s'`,
 			"UPDATE sessions SET a_session = ''"})
 	})
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
 		pg := testserver.Postgres(t)
-		theWholeMoveOfRT(t, &rtDatabase{pg, pg.Addr, 1, pg.Try, `SELECT replace(convert_from(a_session, 'UTF8'), E'\n', '') FROM sessions WHERE id = '%s'`,
+		theWholeMoveOfRT(t, &rtDatabase{pg, pg.Addr, 1, pg.Try,
+			`SELECT replace(convert_from(a_session, 'UTF8'), E'\n', '') FROM sessions WHERE id = '%s'`,
 			"SET ROLE rt; UPDATE sessions SET a_session = ''"})
 	})
 }
@@ -568,10 +570,11 @@ func theWholeMoveOfRT(t *testing.T, db *rtDatabase) {
 	}
 }
 
-// RT takes any error at reading a session for its end and begins another, if that can be written: then the user is logged out.
-// So both fail together while the table is away; who asks again when it is back is still logged in. The table is in a server of its own
-// here, for RT itself goes on.
+// RT takes any error at reading a session for its end and begins another, if that can be written: then the user is logged
+// out. So both fail together while the table is away; who asks again when it is back is still logged in. The table is in a
+// server of its own here, so that RT itself goes on.
 func TestRequestTrackerWithoutItsTable(t *testing.T) {
+	t.Parallel()
 	tickets, table := testserver.MariaDB(t), testserver.MariaDB(t)
 	table.Exec("CREATE TABLE sessions (id char(32) NOT NULL, a_session LONGBLOB, LastUpdated TIMESTAMP, PRIMARY KEY (id)) ENGINE=InnoDB CHARACTER SET utf8mb4")
 	m := moveRT(t, tickets, tickets.Addr, "alice")
