@@ -115,6 +115,29 @@ func (s *Store) Inspect(ctx context.Context, key string) (store.Record, error) {
 	return *rec, r.fail()
 }
 
+// InspectAll implements store.BulkReader: one script for many keys, several where they are very many, or large.
+func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record, error) {
+	names := make([]string, len(keys))
+	for i, key := range keys {
+		var err error
+		if names[i], err = s.name(key); err != nil {
+			return nil, err
+		}
+	}
+	all := make([]*store.Record, 0, len(keys))
+	for len(all) < len(names) {
+		from := len(all)
+		r := s.query(ctx, "inspect", inspectScript, names[from:min(from+batchEntries, len(names))])
+		for i := 1; i == 1 || i+1 < len(r.items); i += 2 {
+			all = append(all, r.record(i))
+		}
+		if r.err != nil {
+			return nil, r.err
+		}
+	}
+	return all, nil
+}
+
 // Save is one command: SET with PX, and NX or XX where cond says so. Only IfVersion takes a script.
 func (s *Store) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
 	name, err := s.name(key)

@@ -5,6 +5,7 @@ package storetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -97,7 +98,11 @@ func eventually(t *testing.T, d time.Duration, what string, cond func() bool) {
 
 // Run checks the contract of store.Store.
 func Run[S store.Store](t *testing.T, h Harness[S]) {
-	caps := func() store.Capabilities { s := h.New(t); return s.Capabilities() }()
+	caps, bulk := func() (store.Capabilities, bool) {
+		s := h.New(t)
+		_, bulk := any(s).(store.BulkReader)
+		return s.Capabilities(), bulk
+	}()
 	type test struct {
 		name string
 		need bool
@@ -161,6 +166,37 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 			r := rec("timed")
 			ok(t, "Save", s.Save(context10(t), h.key("timed"), r, store.Always))
 			wantDeadline(t, s, h.key("timed"), r.Expires)
+		}},
+		{"InspectAll is Inspect of each", bulk, func(t *testing.T, s S) {
+			large := strings.Repeat("x", cmp.Or(h.MaxValue, 1<<20)/4)
+			var keys []string
+			for i := range 600 {
+				key := h.key(fmt.Sprintf("bulk%d", i))
+				keys = append(keys, key)
+				switch {
+				case i%3 == 0: // absent
+				case i%100 == 1:
+					ok(t, "Save", s.Save(context10(t), key, rec(large), store.Always))
+				default:
+					ok(t, "Save", s.Save(context10(t), key, rec(key), store.Always))
+				}
+			}
+			all, err := any(s).(store.BulkReader).InspectAll(context10(t), keys)
+			ok(t, "InspectAll", err)
+			if len(all) != len(keys) {
+				t.Fatalf("%d answers for %d keys", len(all), len(keys))
+			}
+			for i, got := range all {
+				want, err := s.Inspect(context10(t), keys[i])
+				switch {
+				case errors.Is(err, store.ErrAbsent) && got == nil:
+				case err != nil || got == nil || !bytes.Equal(got.Data, want.Data) || got.Expires.Sub(want.Expires).Abs() > time.Second:
+					t.Errorf("%s: got %v, Inspect answers %d bytes, %v", keys[i], got != nil, len(want.Data), err)
+				}
+			}
+			if all, err := any(s).(store.BulkReader).InspectAll(context10(t), nil); len(all) != 0 || err != nil {
+				t.Errorf("of no keys: %d, %v", len(all), err)
+			}
 		}},
 		{"Touch moves the deadline and nothing else", true, func(t *testing.T, s S) {
 			ok(t, "Save", s.Save(context10(t), h.key("touch"), rec("data"), store.Always))
