@@ -1,8 +1,12 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,10 +53,24 @@ const (
 
 var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "unfit", "deadline"}
 
-// compare compares one session, o in the origin, with the target's. The deadline is that of the store that answers; in the other it may be later by the
+// compareAll compares sessions, and calls each with what they come to.
+func (e *Engine) compareAll(ctx context.Context, bound time.Duration, keys []string, tolerance time.Duration, each func(key string, kind diffKind, d Difference)) error {
+	origin, target := e.reader(ctx, e.origin, bound, keys), e.reader(ctx, e.target, bound, keys)
+	for i, key := range keys {
+		o, oerr := origin(i)
+		n, nerr := target(i)
+		kind, d, err := e.compare(ctx, o, oerr, n, nerr, tolerance)
+		if err != nil {
+			return err
+		}
+		each(key, kind, d)
+	}
+	return nil
+}
+
+// compare compares one session, o in the origin and n in the target. The deadline is that of the store that answers; in the other it may be later by the
 // rounding up, or, since touches are copied without waiting, a little earlier.
-func (e *Engine) compare(ctx context.Context, key string, o store.Record, oerr error, tolerance time.Duration) (diffKind, Difference, error) {
-	n, nerr := e.target.Inspect(ctx, key)
+func (e *Engine) compare(ctx context.Context, o store.Record, oerr error, n store.Record, nerr error, tolerance time.Duration) (diffKind, Difference, error) {
 	d := Difference{OriginN: len(o.Data), TargetN: len(n.Data)}
 	switch {
 	case nerr != nil && store.Failed(nerr):
@@ -113,37 +131,28 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	var mu sync.Mutex // guards what the workers fill
 	differ := map[string]diffKind{}
 	sample := map[string]Difference{}
-	seen := int64(0)
-	look := func(first bool) func(ctx context.Context, keys []string) error {
-		return func(ctx context.Context, keys []string) error {
-			read := e.reader(ctx, a.times.Bound, keys)
-			for i, key := range keys {
-				o, oerr := read(i)
-				kind, d, err := e.compare(ctx, key, o, oerr, opt.Tolerance)
-				if err != nil {
-					return err
-				}
-				mu.Lock()
-				if first {
-					seen++
-				}
-				if kind == diffSame {
-					delete(differ, key)
-				} else {
-					differ[key] = kind
-					d.Session, d.Kind = e.hash(key), diffNames[kind]
-					sample[key] = d
-				}
-				mu.Unlock()
+	look := func(ctx context.Context, keys []string) error {
+		return e.compareAll(ctx, a.times.Bound, keys, opt.Tolerance, func(key string, kind diffKind, d Difference) {
+			mu.Lock()
+			defer mu.Unlock()
+			if kind == diffSame {
+				delete(differ, key)
+			} else {
+				differ[key] = kind
+				d.Session, d.Kind = e.hash(key), diffNames[kind]
+				sample[key] = d
 			}
-			return nil
+		})
+	}
+	if err := e.everything(ctx, func(ctx context.Context, keys []string) error {
+		if err := look(ctx, keys); err != nil {
+			return err
 		}
-	}
-	next := func(store.Page) error { return ctx.Err() }
-	if err := e.pages(ctx, e.origin, "", look(true), next); err != nil {
-		return report, err
-	}
-	if err := e.pages(ctx, e.target, "", look(false), next); err != nil {
+		mu.Lock()
+		defer mu.Unlock()
+		report.Compared += int64(len(keys))
+		return nil
+	}, func(string, store.Page) error { return ctx.Err() }); err != nil {
 		return report, err
 	}
 	rounds := func(n int) error {
@@ -160,7 +169,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 			if !sleep(ctx, opt.Interval) {
 				return ctx.Err()
 			}
-			if err := e.deal(ctx, open, look(false)); err != nil {
+			if err := e.deal(ctx, open, look); err != nil {
 				return err
 			}
 		}
@@ -201,7 +210,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 		}); err != nil {
 			return report, err
 		}
-		if err := e.deal(ctx, again, look(false)); err != nil {
+		if err := e.deal(ctx, again, look); err != nil {
 			return report, err
 		}
 		if err := rounds(opt.Rounds - 1); err != nil {
@@ -209,7 +218,6 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 		}
 		report.Repaired = int64(len(again) - len(differing()))
 	}
-	report.Compared = seen
 	for key, kind := range differ {
 		switch kind {
 		case diffOverdue:
@@ -261,22 +269,23 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	if !a.lease || a.phase != DualWrite {
 		return f, &UsageError{"foreign writers are looked for in dual-write, not in " + a.phase.String()}
 	}
-	// A session is two numbers here, so that ten million fit into memory.
+	// A session is sixteen bytes here, so that ten million fit into memory.
 	type state struct {
-		is      uint64 // a hash of version and deadline
-		expires int64  // in ms
+		session uint64 // a hash of the key
+		is      uint32 // a hash of the version; 0: it could not be read
+		expires int32  // tenths of a second from now
 	}
-	const unreadable = 1
-	ageless := e.origin.Capabilities().Ageless
+	const tenth, limit, there = time.Second / 10, 1 << 30, math.MinInt32
+	start, ageless := time.Now(), e.origin.Capabilities().Ageless
 	var mu sync.Mutex // guards what the workers fill
 	look := func(each func(key string, now state)) error {
 		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
-			read := e.reader(ctx, a.times.Bound, keys)
+			read := e.reader(ctx, e.origin, a.times.Bound, keys)
 			for i, key := range keys {
 				rec, err := read(i)
-				now := state{sessionHash(string(rec.Version()) + rec.Expires.String()), rec.Expires.UnixMilli()}
-				if ageless {
-					now.is = sessionHash(string(rec.Version()))
+				now := state{session: sessionHash(key), is: uint32(sessionHash(string(rec.Version()))) | 1}
+				if !ageless {
+					now.expires = int32(max(-limit, min(rec.Expires.Sub(start)/tenth, limit)))
 				}
 				switch {
 				case errors.Is(err, store.ErrAbsent) || errors.Is(err, store.ErrInvalid):
@@ -284,7 +293,7 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 				case err != nil && ctx.Err() != nil:
 					return err
 				case err != nil:
-					now = state{is: unreadable}
+					now.is, now.expires = 0, 0
 				}
 				mu.Lock()
 				each(key, now)
@@ -293,9 +302,21 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 			return nil
 		}, func(store.Page) error { return ctx.Err() })
 	}
-	before := map[uint64]state{}
-	if err := look(func(key string, now state) { before[sessionHash(key)] = now }); err != nil {
+	// A table tells how long it is until a deadline, and that answer takes its time: what moved by a second, somebody moved.
+	moved := func(was, now state) bool {
+		return was.is != now.is || max(was.expires-now.expires, now.expires-was.expires) >= int32(time.Second/tenth)
+	}
+	var before []state
+	if err := look(func(_ string, now state) { before = append(before, now) }); err != nil {
 		return f, err
+	}
+	slices.SortFunc(before, func(a, b state) int { return cmp.Compare(a.session, b.session) })
+	known := func(session uint64) *state { // nil: it was not there
+		i, ok := slices.BinarySearchFunc(before, session, func(s state, session uint64) int { return cmp.Compare(s.session, session) })
+		if !ok {
+			return nil
+		}
+		return &before[i]
 	}
 	if !sleep(ctx, window) {
 		return f, ctx.Err()
@@ -303,22 +324,24 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	suspects := map[string]diffKind{}
 	if err := look(func(key string, now state) {
 		f.Watched++
-		if was, known := before[sessionHash(key)]; !known || was != now || now.is == unreadable {
+		was := known(now.session)
+		if was == nil || was.expires != there && moved(*was, now) || now.is == 0 {
 			suspects[key] = diffMismatch
 		}
-		delete(before, sessionHash(key))
+		if was != nil {
+			was.expires = there
+		}
 	}); err != nil {
 		return f, err
 	}
-	for session, was := range before {
-		if was.expires <= time.Now().UnixMilli() {
-			delete(before, session) // what is overdue a collector may take
-		}
+	vanished := func(was state) bool {
+		// What is overdue a collector may take.
+		return was.expires != there && (ageless || was.expires > int32(time.Since(start)/tenth))
 	}
-	if len(before) > 0 { // gone from the origin: what a gateway destroyed is gone from the target, too
+	if slices.ContainsFunc(before, vanished) { // what a gateway destroyed is gone from the target, too
 		if _, err := e.ownKeys(ctx, 0, func(keys []string) error {
 			for _, key := range keys {
-				if _, gone := before[sessionHash(key)]; gone {
+				if was := known(sessionHash(key)); was != nil && vanished(*was) {
 					suspects[key] = diffExtra
 				}
 			}
@@ -334,16 +357,18 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 		for key := range suspects {
 			if e.copies.owes(key) {
 				delete(suspects, key) // this gateway's own
-				continue
 			}
-			o, oerr := e.reader(ctx, a.times.Bound, []string{key})(0)
-			kind, _, err := e.compare(ctx, key, o, oerr, time.Second)
-			if err != nil {
-				return f, err
-			}
-			if suspects[key] = kind; kind == diffSame || kind == diffOverdue {
-				delete(suspects, key)
-			}
+		}
+		if err := e.deal(ctx, slices.Collect(maps.Keys(suspects)), func(ctx context.Context, keys []string) error {
+			return e.compareAll(ctx, a.times.Bound, keys, time.Second, func(key string, kind diffKind, _ Difference) {
+				mu.Lock()
+				defer mu.Unlock()
+				if suspects[key] = kind; kind == diffSame || kind == diffOverdue {
+					delete(suspects, key)
+				}
+			})
+		}); err != nil {
+			return f, err
 		}
 	}
 	for _, kind := range suspects {

@@ -271,6 +271,11 @@ func (f *faultyTarget) Load(ctx context.Context, key string) (r store.Record, er
 	return r, err
 }
 
+func (f *faultyTarget) Inspect(ctx context.Context, key string) (r store.Record, err error) {
+	err = f.call("inspect", key, func() error { r, err = f.Target.Inspect(ctx, key); return err })
+	return r, err
+}
+
 func (f *faultyTarget) Save(ctx context.Context, key string, rec store.Record, c store.Condition) error {
 	return f.call("save", key, func() error { return f.Target.Save(ctx, key, rec, c) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -307,10 +308,10 @@ func (e *Engine) under(ctx context.Context, phases func(Phase) bool, f func(ctx 
 	}
 }
 
-// reader reads keys in the origin, each by its place: all of them now, where the origin can do that, and otherwise each when
-// it is asked for.
-func (e *Engine) reader(ctx context.Context, bound time.Duration, keys []string) func(i int) (store.Record, error) {
-	if bulk, ok := e.origin.(store.BulkReader); ok {
+// reader reads keys in a store, each by its place: all of them now, where the store can do that, and otherwise each when it
+// is asked for.
+func (e *Engine) reader(ctx context.Context, s store.Store, bound time.Duration, keys []string) func(i int) (store.Record, error) {
+	if bulk, ok := s.(store.BulkReader); ok {
 		octx, cancel := context.WithTimeout(ctx, bound)
 		defer cancel()
 		if all, err := bulk.InspectAll(octx, keys); err == nil {
@@ -325,8 +326,43 @@ func (e *Engine) reader(ctx context.Context, bound time.Duration, keys []string)
 	return func(i int) (store.Record, error) {
 		octx, cancel := context.WithTimeout(ctx, bound)
 		defer cancel()
-		return e.origin.Inspect(octx, keys[i])
+		return s.Inspect(octx, keys[i])
 	}
+}
+
+// everything calls each with every session of the origin, and then with those of the target that the origin did not have:
+// those that it had are done with, and are not read once more in the order of the target, which to a table is none at all.
+// Of a session there are eight bytes meanwhile, so that ten million fit into memory; that one is taken for another at that
+// size, and passed over, is as likely as 10^7 in 2^64.
+func (e *Engine) everything(ctx context.Context, each func(ctx context.Context, keys []string) error, after func(side string, page store.Page) error) error {
+	var mu sync.Mutex // guards had
+	var had []uint64
+	if err := e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
+		if err := each(ctx, keys); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, key := range keys {
+			had = append(had, sessionHash(key))
+		}
+		return nil
+	}, func(page store.Page) error { return after("origin", page) }); err != nil {
+		return err
+	}
+	slices.Sort(had)
+	return e.pages(ctx, e.target, "", func(ctx context.Context, keys []string) error {
+		var extra []string
+		for _, key := range keys {
+			if _, done := slices.BinarySearch(had, sessionHash(key)); !done {
+				extra = append(extra, key)
+			}
+		}
+		if len(extra) == 0 {
+			return nil
+		}
+		return each(ctx, extra)
+	}, func(page store.Page) error { return after("target", page) })
 }
 
 // inspect reads keys in the origin. What is overdue there, or cannot be moved, is nil: absent in the target.
@@ -336,7 +372,7 @@ func (e *Engine) reader(ctx context.Context, bound time.Duration, keys []string)
 func (e *Engine) inspect(ctx context.Context, bound time.Duration, keys []string, w *walk, spare bool) ([]store.Entry, error) {
 	entries := make([]store.Entry, 0, len(keys))
 	now, spared := time.Now(), 0
-	read := e.reader(ctx, bound, keys)
+	read := e.reader(ctx, e.origin, bound, keys)
 	for i, key := range keys {
 		rec, err := read(i)
 		if err != nil && store.Failed(err) && spare && ctx.Err() == nil && spared < 3 {
@@ -447,7 +483,7 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 	total := e.count(ctx, e.origin)
 	point := e.checkpoint("reconcile", c, w)
 	strict := func(p Phase) bool { return p.strict() }
-	each := func(ctx context.Context, keys []string, w *walk) error {
+	return e.everything(ctx, func(ctx context.Context, keys []string) error {
 		return e.under(ctx, strict, func(ctx context.Context, a authority) error {
 			tally := &walk{}
 			entries, err := e.inspect(ctx, a.times.Bound, keys, tally, false)
@@ -477,22 +513,8 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 			w.add(tally)
 			return nil
 		})
-	}
-	if err := e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
-		return each(ctx, keys, w)
-	}, func(page store.Page) error {
-		return point.at(ctx, "origin", page.Cursor, total)
-	}); err != nil {
-		return err
-	}
-	// And what only the target has: a logout that the copies missed.
-	return e.pages(ctx, e.target, "", func(ctx context.Context, keys []string) error {
-		extra := &walk{} // they were counted in the origin, but for what is only here
-		err := each(ctx, keys, extra)
-		w.copied.Add(extra.copied.Load())
-		return err
-	}, func(page store.Page) error {
-		return point.at(ctx, "target", page.Cursor, total)
+	}, func(side string, page store.Page) error {
+		return point.at(ctx, side, page.Cursor, total)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -192,5 +193,91 @@ func TestARepairInLiveLogsNobodyOut(t *testing.T) {
 		}
 		w.reads(g, "k", "in")
 		w.holds(w.o, "k", "in")
+	})
+}
+
+// calls counts the calls of a store.
+func calls(f *fault) map[string]*atomic.Int64 {
+	n := map[string]*atomic.Int64{"inspect": {}, "scan": {}}
+	f.set(func(call, _ string) error {
+		if n[call] != nil {
+			n[call].Add(1)
+		}
+		return nil
+	}, nil)
+	return n
+}
+
+// A gate, or a pass, that reads every session of a large table twice, once in the order of the target, takes a table that
+// does not fit into the server's memory many times as long.
+func TestWhatIsComparedIsReadOnce(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		const many = 3000
+		for i := range many {
+			w.must(w.o.Save(w.ctx(), fmt.Sprint("s", i), hour("x"), store.Always))
+		}
+		w.at(DualWrite)
+		time.Sleep(5 * time.Second)
+		w.must(w.n.Save(w.ctx(), "extra", hour("x"), store.Always))
+		n := calls(&w.origin.fault)
+		d, err := g.Diff(w.ctx(), DiffOptions{Rounds: 1})
+		if w.must(err); d.Compared != many+1 || d.Extra != 1 || d.Differences() != 1 {
+			t.Errorf("diff %+v", d.DiffEnd)
+		}
+		if got := n["inspect"].Load(); got != many+1 {
+			t.Errorf("the diff read the origin %d times", got)
+		}
+		w.must(g.SwitchTraffic(w.ctx(), Sync, StepOptions{Force: true, Reason: "the extra one"}))
+		w.must(w.n.Save(w.ctx(), "extra", hour("x"), store.Always)) // a logout that the copies missed
+		n["inspect"].Store(0)
+		time.Sleep(5 * time.Second)
+		if got := n["inspect"].Load(); !g.Status(w.ctx()).Reconciled || got != many+2 { // the extra one once more, under the intent
+			t.Errorf("the reconcile pass read the origin %d times: %+v", got, g.Status(w.ctx()).Reconcile)
+		}
+		w.holds(w.n, "extra", "-")
+	})
+}
+
+// jittery is an origin that tells how long a session has left, as a table does, and takes its time to say so.
+type jittery struct {
+	store.Origin
+	n atomic.Int64
+}
+
+func (j *jittery) Inspect(ctx context.Context, key string) (store.Record, error) {
+	rec, err := j.Origin.Inspect(ctx, key)
+	rec.Expires = rec.Expires.Add(time.Duration(j.n.Add(1)*37%400) * time.Millisecond)
+	return rec, err
+}
+
+func TestDeadlinesThatJitterAreNoForeignWrites(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.origin.Origin = &jittery{Origin: w.o}
+		g := w.gateway()
+		for i := range 1000 {
+			w.must(w.o.Save(w.ctx(), fmt.Sprint("s", i), hour("x"), store.Always))
+		}
+		w.at(DualWrite)
+		time.Sleep(5 * time.Second)
+		n := calls(&w.target.fault)
+		f, err := g.foreignWriters(w.ctx(), time.Second)
+		if w.must(err); f.Watched != 1000 || f.Changed+f.Vanished+f.Unknown != 0 {
+			t.Errorf("%+v", f)
+		}
+		if got := n["inspect"].Load(); got != 0 {
+			t.Errorf("%d sessions were suspected", got)
+		}
+		// A touch beside the gateways is seen all the same.
+		done := answered(func() (err error) { f, err = g.foreignWriters(w.ctx(), 3*time.Second); return err })
+		time.Sleep(2 * time.Second)
+		w.must(w.o.Touch(w.ctx(), "s7", hour("").Expires))
+		_, err = w.o.Delete(w.ctx(), "s8", store.Always)
+		w.must(err)
+		w.must(w.o.Save(w.ctx(), "s9", hour("y"), store.Always))
+		w.must(w.o.Save(w.ctx(), "new", hour("y"), store.Always))
+		if w.must(<-done); f.Changed != 3 || f.Vanished != 1 {
+			t.Errorf("%+v", f)
+		}
 	})
 }
