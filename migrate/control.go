@@ -54,6 +54,8 @@ type Control struct {
 	Instance string `json:"instance"` // the target's run id
 	Identity string `json:"identity"` // the origin's
 
+	MaxLoad int `json:"max_load,omitempty"` // Options.MaxLoad, for every gateway; 0: each goes by its own, negative: no bound
+
 	Backfill  Job        `json:"backfill"`
 	Reconcile Job        `json:"reconcile"`
 	Diff      *DiffEnd   `json:"diff,omitempty"`

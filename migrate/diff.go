@@ -191,6 +191,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 		again := differing()
 		if err := e.deal(ctx, again, func(ctx context.Context, keys []string) error {
 			return e.under(ctx, func(p Phase) bool { return p >= DualWrite && p <= RampDown }, func(ctx context.Context, a authority) error {
+				defer e.opened(time.Now())
 				for _, key := range keys {
 					var err error
 					switch a.phase {

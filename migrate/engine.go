@@ -4,7 +4,7 @@
 //
 // The engine's files follow the protocol: authority.go who may serve, operations.go what a client's operation does in
 // each phase, strict.go the strict write, rampdown.go the write ahead and its propagator, steps.go how a phase is
-// left for another, recover.go a target or a gateway that comes back, and backfill.go, reconcile.go, diff.go, gates.go
+// left for another, recover.go a target or a gateway that comes back, and jobs.go, load.go, diff.go, gates.go
 // what makes a step possible.
 package migrate
 
@@ -49,6 +49,9 @@ type Options struct {
 	Queue int
 	// Workers is the number of goroutines of a backfill or reconcile pass. Default 4.
 	Workers int
+	// MaxLoad is the share of the time, in percent, that the walks of this engine may have a request open at the origin, one
+	// at a time. 0: no bound, but for Workers.
+	MaxLoad int
 	// TargetHealth reports what the gates want to know of the target's set-up; nil: nothing is known.
 	TargetHealth func(context.Context) (TargetHealth, error)
 	// OriginCheck looks at the origin's set-up; nil: nothing is known.
@@ -94,6 +97,7 @@ type Engine struct {
 	copies   *copyQueue
 	stats    counters
 	jobs     jobRunner
+	load     load
 	stepping sync.Mutex // one command at a time in this process
 	waitsFor atomic.Pointer[string]
 }
@@ -135,6 +139,9 @@ func New(origin store.Origin, target store.Target, opt Options) (*Engine, error)
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opt.MaxLoad < 0 || opt.MaxLoad > 100 {
+		return nil, fmt.Errorf("migrate: a load of %d percent", opt.MaxLoad)
+	}
 	if !origin.Capabilities().Seal {
 		return nil, fmt.Errorf("migrate: the origin can hold neither identity nor seal: %w", errors.ErrUnsupported)
 	}
@@ -147,6 +154,7 @@ func New(origin store.Origin, target store.Target, opt Options) (*Engine, error)
 		running: map[uint64]int{}, queues: map[string]chan struct{}{}, locks: map[string]*heldLock{},
 		changed: make(chan struct{}), renewNow: make(chan struct{}, 1), markNow: make(chan struct{}, 1)}
 	e.copies = newCopyQueue(opt.Queue)
+	e.load.turn = make(chan struct{}, 1)
 	e.auth.times = opt.Times
 	e.life, e.stop = context.WithCancel(context.Background())
 	e.wg.Go(e.markLoop)

@@ -208,6 +208,11 @@ func (f *faulty) Inspect(ctx context.Context, key string) (r store.Record, err e
 	return r, err
 }
 
+func (f *faulty) Scan(ctx context.Context, cursor string, limit int) (p store.Page, err error) {
+	err = f.call("scan", "", func() error { p, err = f.Origin.Scan(ctx, cursor, limit); return err })
+	return p, err
+}
+
 func (f *faulty) Save(ctx context.Context, key string, rec store.Record, c store.Condition) error {
 	return f.call("save", key, func() error { return f.Origin.Save(ctx, key, rec, c) })
 }

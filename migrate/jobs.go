@@ -232,7 +232,7 @@ var errNotOurs = fmt.Errorf("%w: its name is none of this site's", store.ErrInva
 // workers.
 func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each func(ctx context.Context, keys []string) error, after func(page store.Page) error) error {
 	for {
-		page, err := s.Scan(ctx, cursor, pageSize)
+		page, err := e.scan(ctx, s, cursor, pageSize)
 		if err != nil {
 			return err
 		}
@@ -256,7 +256,8 @@ func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each f
 	}
 }
 
-// deal runs each over batches of keys with the engine's workers, and returns the first error.
+// deal runs each over batches of keys with the engine's workers, or under a bound of the load in turns, and returns the first
+// error.
 func (e *Engine) deal(ctx context.Context, keys []string, each func(ctx context.Context, keys []string) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -269,7 +270,7 @@ func (e *Engine) deal(ctx context.Context, keys []string, each func(ctx context.
 				if from >= len(keys) {
 					return
 				}
-				if err := each(ctx, keys[from:min(from+batch, len(keys))]); err != nil {
+				if err := e.inTurn(ctx, func() error { return each(ctx, keys[from:min(from+batch, len(keys))]) }); err != nil {
 					cancel(err)
 				}
 			}
@@ -311,6 +312,10 @@ func (e *Engine) under(ctx context.Context, phases func(Phase) bool, f func(ctx 
 // reader reads keys in a store, each by its place: all of them now, where the store can do that, and otherwise each when it
 // is asked for.
 func (e *Engine) reader(ctx context.Context, s store.Store, bound time.Duration, keys []string) func(i int) (store.Record, error) {
+	ofOrigin := s == store.Store(e.origin)
+	if ofOrigin {
+		defer e.opened(time.Now())
+	}
 	if bulk, ok := s.(store.BulkReader); ok {
 		octx, cancel := context.WithTimeout(ctx, bound)
 		defer cancel()
@@ -326,6 +331,9 @@ func (e *Engine) reader(ctx context.Context, s store.Store, bound time.Duration,
 	return func(i int) (store.Record, error) {
 		octx, cancel := context.WithTimeout(ctx, bound)
 		defer cancel()
+		if ofOrigin {
+			defer e.opened(time.Now())
+		}
 		return s.Inspect(octx, keys[i])
 	}
 }
@@ -462,7 +470,7 @@ func (e *Engine) count(ctx context.Context, s store.Store) (n int64) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	for cursor := ""; ; {
-		page, err := s.Scan(ctx, cursor, 10*pageSize)
+		page, err := e.scan(ctx, s, cursor, 10*pageSize)
 		if err != nil {
 			return 0
 		}
@@ -500,7 +508,10 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 					tally.same.Add(1)
 					continue
 				}
-				switch err := e.reconcileKey(ctx, a, entry.Key, false); {
+				start := time.Now()
+				err := e.reconcileKey(ctx, a, entry.Key, false)
+				e.opened(start)
+				switch {
 				case err == nil:
 					tally.copied.Add(1)
 				case errors.Is(err, store.ErrInvalid): // its intent stays: readers ask the origin, as before the move
@@ -555,15 +566,16 @@ func (e *Engine) reconcileKey(ctx context.Context, a authority, key string, putB
 }
 
 // Start resumes the worker of the current phase, Stop pauses it. rate limits it to that many sessions a second; 0
-// leaves the rate as it is, a negative one lifts the limit.
-func (e *Engine) Start(ctx context.Context, rate int) (string, error) {
-	return e.setJob(ctx, jobRunning, rate)
+// leaves the rate as it is, a negative one lifts the limit. maxLoad is Options.MaxLoad for every gateway from now on; 0 leaves
+// it as it is, a negative one lifts the bound.
+func (e *Engine) Start(ctx context.Context, rate, maxLoad int) (string, error) {
+	return e.setJob(ctx, jobRunning, rate, maxLoad)
 }
 
 // Stop pauses the worker of the current phase.
-func (e *Engine) Stop(ctx context.Context) (string, error) { return e.setJob(ctx, jobPaused, 0) }
+func (e *Engine) Stop(ctx context.Context) (string, error) { return e.setJob(ctx, jobPaused, 0, 0) }
 
-func (e *Engine) setJob(ctx context.Context, state string, rate int) (said string, err error) {
+func (e *Engine) setJob(ctx context.Context, state string, rate, maxLoad int) (said string, err error) {
 	_, err = updateControl(ctx, e.flow, func(c *Control) error {
 		name := map[Phase]string{DualWrite: "backfill", Sync: "reconcile"}[c.Phase]
 		if name == "" {
@@ -575,6 +587,9 @@ func (e *Engine) setJob(ctx context.Context, state string, rate int) (said strin
 			j.Rate = rate
 		case rate < 0:
 			j.Rate = 0
+		}
+		if maxLoad != 0 {
+			c.MaxLoad = maxLoad
 		}
 		said = name + " " + state
 		if j.State == jobDone {

@@ -162,14 +162,14 @@ func TestAWorkerThatIsHeldBackIsPausedAtOnce(t *testing.T) {
 			return nil
 		}, nil)
 		w.at(DualWrite)
-		_, err := g.Start(w.ctx(), 1) // a page takes half an hour
+		_, err := g.Start(w.ctx(), 1, 0) // a page takes half an hour
 		w.must(err)
 		seen := func() int64 {
 			time.Sleep(5 * time.Second)
 			return g.Status(w.ctx()).Backfill.Seen
 		}
 		held := seen()
-		_, err = g.Start(w.ctx(), -1)
+		_, err = g.Start(w.ctx(), -1, 0)
 		w.must(err)
 		if lifted := seen(); held == 3*pageSize || lifted != 3*pageSize {
 			t.Errorf("%d were seen, then %d", held, lifted)

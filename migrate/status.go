@@ -26,7 +26,8 @@ type Status struct {
 	Reconcile  Job              `json:"reconcile"`
 	Diff       *DiffEnd         `json:"diff"`
 	Debt       Debt             `json:"debt"`
-	Gates      []Gate           `json:"gates"` // of the next step up, as far as they are known without looking
+	Gates      []Gate           `json:"gates"`    // of the next step up, as far as they are known without looking
+	MaxLoad    int              `json:"max_load"` // percent; 0: no bound
 	Times      Times            `json:"times"`
 	Log        []LogEntry       `json:"log,omitempty"`
 	Counters   map[string]int64 `json:"counters"`
@@ -51,7 +52,7 @@ type Debt struct {
 
 // Status reports on the workflow. What cannot be asked is in Problem.
 func (e *Engine) Status(ctx context.Context) Status {
-	st := Status{Workflow: e.opt.Workflow, Step: "done", Serving: "yes", Times: e.opt.Times, Counters: e.Counters(),
+	st := Status{Workflow: e.opt.Workflow, Step: "done", Serving: "yes", Times: e.opt.Times, Counters: e.Counters(), MaxLoad: e.maxLoad(),
 		Gateways: []GatewayStatus{}, Gates: []Gate{}}
 	if _, err := e.current(); err != nil {
 		st.Serving = err.Error()
@@ -151,7 +152,7 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 		now, cursor := time.Now(), ""
 		var bytes int64
 		for {
-			page, err := e.origin.Scan(ctx, cursor, pageSize)
+			page, err := e.scan(ctx, e.origin, cursor, pageSize)
 			if err != nil {
 				return p, fmt.Errorf("the origin cannot be listed: %w", err)
 			}
@@ -163,7 +164,12 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 				if p.Sampled >= 1000 {
 					break
 				}
-				rec, err := e.origin.Inspect(ctx, key)
+				var rec store.Record
+				err := e.inTurn(ctx, func() (err error) {
+					defer e.opened(time.Now())
+					rec, err = e.origin.Inspect(ctx, key)
+					return err
+				})
 				if errors.Is(err, store.ErrAbsent) {
 					continue
 				}

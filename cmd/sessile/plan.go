@@ -28,7 +28,7 @@ func (m *moving) plan() *cobra.Command {
 It asks the gateway, or, with --origin and --target, the stores themselves. Exit code
 3 means that something is in the way, 4 that the target could not be asked.`,
 	}
-	own := []string{"origin", "target", "origin-key", "target-key", "lifetime", "bound", "workflow", "max-value"}
+	own := []string{"origin", "target", "origin-key", "target-key", "lifetime", "bound", "workflow", "max-value", "max-load"}
 	m.flags = addSettings(cmd, func(s config.Setting) bool { return isAdmin(s) || oneOfNames(own...)(s) })
 	return m.leaf(cmd, func(ctx context.Context, _ []string) error {
 		local := slices.ContainsFunc(own, func(name string) bool { return m.flags[name].values != nil })

@@ -107,6 +107,9 @@ func writeStatus(w io.Writer, st migrate.Status) {
 			line(j.name, "%s: %d of about %d seen, %d copied, %d the same, %d overdue, %d that cannot be moved", j.State, j.Seen, j.Total, j.Copied, j.Same, j.Overdue, j.Failed)
 		}
 	}
+	if st.MaxLoad > 0 {
+		line("load", "walks over the origin may have a request open there %d %% of the time", st.MaxLoad)
+	}
 	if d := st.Diff; d != nil {
 		line("diff", "%d compared at %s: %d missing, %d extra, %d mismatched, %d that cannot be moved", d.Compared, d.At.Format(time.RFC3339), d.Missing, d.Extra, d.Mismatch, d.Unfit)
 	}

@@ -34,6 +34,7 @@ type Request struct {
 	Window    string `json:"window,omitempty"`    // of the watch for foreign writers
 	Timeout   string `json:"timeout,omitempty"`   // "": as long as there is progress
 	Rate      int    `json:"rate,omitempty"`      // of start: sessions a second; negative: no limit
+	MaxLoad   int    `json:"max_load,omitempty"`  // of start: percent; negative: no bound
 	Use       string `json:"use,omitempty"`       // of repair: origin or target
 	Gateway   string `json:"gateway,omitempty"`   // of forget-gateway
 	Repair    bool   `json:"repair,omitempty"`    // of diff
@@ -80,8 +81,8 @@ var commands = map[string]struct {
 		}
 		return c.Engine.ForgetGateway(ctx, c.Request.Gateway)
 	}},
-	"start": {"rate timeout", func(ctx context.Context, c *call, _ *Line) error {
-		said, err := c.Engine.Start(ctx, c.Rate)
+	"start": {"rate max_load timeout", func(ctx context.Context, c *call, _ *Line) error {
+		said, err := c.Engine.Start(ctx, c.Rate, c.MaxLoad)
 		return c.said(said, err)
 	}},
 	"stop": {"timeout", func(ctx context.Context, c *call, _ *Line) error {

@@ -128,6 +128,9 @@ var siteSettings = []Setting{
 	{"shadow-share", "0.05", "share of the reads in dual-write and sync that are compared with the target", true, shadowShare},
 	{"copy-queue", "10000", "copies to the target that may wait in dual-write; what does not fit is counted, and copied by the diff", true,
 		count(1, 10_000_000, func(s *Site) *int { return &s.Migrate.Queue })},
+	{"max-load", "0", "percent of the time that this gateway's walks over the origin (backfill, reconcile, diff, the gates, plan) may have a request open there, one at a time; " +
+		"0: no bound but `workers`. `sessile migrate start --max-load` changes it while they run", true,
+		count(0, 100, func(s *Site) *int { return &s.Migrate.MaxLoad })},
 	{"workers", "4", "parallel workers of backfill, reconcile and diff", true,
 		count(1, 256, func(s *Site) *int { return &s.Migrate.Workers })},
 }
