@@ -54,9 +54,9 @@ func (r *run) backfill() error {
 		case 1, 2:
 			return byHand(redis, large, 2*row)
 		case 3:
-			return r.engine(redis, large)
+			return r.files(redis, large)
 		default:
-			return r.engine(redis, small)
+			return r.files(redis, small)
 		}
 	})
 	if err != nil {
@@ -180,46 +180,52 @@ func loadFiles(redis *server, dir string, entries []fs.DirEntry, next *atomic.In
 	}
 }
 
-// engine moves the sessions with a gateway of its own, through dual-write into sync. It returns sessions per second of
+// files moves session files.
+func (r *run) files(redis *server, s *sessions) (values []float64, err error) {
+	defer func() { err = errors.Join(err, os.Remove(filepath.Join(s.dir, ".sessile"))) }()
+	values, _, err = r.engine(s.n, "--target=redis://"+redis.addr, "--origin-key="+prefix, "--origin=file://"+s.dir+"?layout=php&lifetime="+lifetime)
+	return values, err
+}
+
+// engine moves n sessions with a gateway of its own, through dual-write into sync. It returns sessions per second of
 // backfill and reconcile pass, and the gateway's memory: before, the most during the backfill, during the gates into
-// sync, which compare everything, during the pass, and after.
-func (r *run) engine(redis *server, s *sessions) (values []float64, err error) {
-	g, err := r.serve("--target=redis://"+redis.addr, "--origin-key="+prefix, "--origin=file://"+s.dir+"?layout=php&lifetime="+lifetime)
+// sync, which compare everything, during the pass, and after; and how long the step into sync took, gates included.
+func (r *run) engine(n int, args ...string) (values []float64, step time.Duration, err error) {
+	g, err := r.serve(args...)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	defer func() {
-		g.stop()
-		err = errors.Join(err, os.Remove(filepath.Join(s.dir, ".sessile")))
-	}()
+	defer g.stop()
 	values = []float64{0, 0, g.memory("VmRSS")}
 	for i, p := range []struct {
 		to  migrate.Phase
 		job func(migrate.Status) migrate.Job
 	}{{migrate.DualWrite, func(st migrate.Status) migrate.Job { return st.Backfill }},
 		{migrate.Sync, func(st migrate.Status) migrate.Job { return st.Reconcile }}} {
+		start := time.Now()
 		if err := g.take(p.to); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if i == 1 {
+			step = time.Since(start)
 			values = append(values, g.memory("VmHWM"))
 			if err := g.resetPeak(); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 		}
-		if values[i], err = r.await(g, s, p.job); err != nil {
-			return nil, err
+		if values[i], err = r.await(g, n, p.job); err != nil {
+			return nil, 0, err
 		}
 		values = append(values, g.memory("VmHWM"))
 		if err := g.resetPeak(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	return append(values, g.memory("VmRSS")), nil
+	return append(values, g.memory("VmRSS")), step, nil
 }
 
 // await waits until a worker has seen all, and returns its rate. It asks seldom, since there are few cores.
-func (r *run) await(g *gateway, s *sessions, job func(migrate.Status) migrate.Job) (float64, error) {
+func (r *run) await(g *gateway, n int, job func(migrate.Status) migrate.Job) (float64, error) {
 	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(time.Second) {
 		st, err := g.status()
 		if err != nil {
@@ -227,10 +233,10 @@ func (r *run) await(g *gateway, s *sessions, job func(migrate.Status) migrate.Jo
 		}
 		j := job(st)
 		switch {
-		case j.State == "done" && j.Seen == int64(s.n) && j.Copied+j.Same == j.Seen:
-			return float64(s.n) / j.Ended.Sub(j.Started).Seconds(), nil
+		case j.State == "done" && j.Seen == int64(n) && j.Copied+j.Same == j.Seen:
+			return float64(n) / j.Ended.Sub(j.Started).Seconds(), nil
 		case j.State == "done" || time.Now().After(end) || r.ctx.Err() != nil:
-			return 0, fmt.Errorf("in phase %s of %d sessions: %+v", st.Phase, s.n, j)
+			return 0, fmt.Errorf("in phase %s of %d sessions: %+v", st.Phase, n, j)
 		}
 	}
 }

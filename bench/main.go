@@ -33,7 +33,7 @@ type run struct {
 }
 
 func main() {
-	only := flag.String("only", "", "gateway, php, page or backfill (default all)")
+	only := flag.String("only", "", "gateway, php, page, backfill or sql (default all)")
 	rounds := flag.Int("rounds", 3, "how often every row is run")
 	short := flag.Bool("short", false, "a tenth of the work: does it run at all?")
 	flag.Parse()
@@ -50,13 +50,13 @@ func (r *run) all(only string) (err error) {
 	parts := []struct {
 		name string
 		run  func() error
-	}{{"gateway", r.gateway}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}}
+	}{{"gateway", r.gateway}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}, {"sql", r.sql}}
 	known := only == ""
 	for _, part := range parts {
 		known = known || part.name == only
 	}
 	if !known || r.rounds < 1 {
-		return errors.New("-only takes gateway, php, page or backfill; -rounds a number above 0")
+		return errors.New("-only takes gateway, php, page, backfill or sql; -rounds a number above 0")
 	}
 	if r.dir, err = os.MkdirTemp("", "sessile-bench-"); err != nil {
 		return err

@@ -16,21 +16,21 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// mariadb is a MariaDB server of this run, and connections to it. Commits are durable, as they are by default; all tables
-// fit into its memory, and there is a connection for everybody.
+// mariadb is a MariaDB server of this run, and connections to it. Where options do not say otherwise, commits are durable, as
+// they are by default, and all tables fit into its memory; there is a connection for everybody.
 type mariadb struct {
 	*proc
 	*sql.DB
-	addr string
+	addr, socket string
 }
 
-func (r *run) mariadb(install, server string) (*mariadb, error) {
+func (r *run) mariadb(install, server string, options ...string) (*mariadb, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
 	_, port, _ := net.SplitHostPort(addr)
-	args := []string{"--no-defaults", "--datadir=" + filepath.Join(r.dir, "mariadb")}
+	args := []string{"--no-defaults", "--datadir=" + filepath.Join(r.dir, "mariadb"+port)}
 	if os.Geteuid() == 0 {
 		args = append(args, "--user=root")
 	}
@@ -38,9 +38,9 @@ func (r *run) mariadb(install, server string) (*mariadb, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("mariadb-install-db: %w\n%s", err, out)
 	}
-	db := &mariadb{addr: addr}
-	db.proc, err = r.start("tcp", addr, append([]string{server}, append(args, "--port="+port, "--bind-address=127.0.0.1", "--skip-name-resolve",
-		"--socket="+filepath.Join(r.dir, "mariadb.sock"), "--innodb-buffer-pool-size=1G", "--max-connections=2000")...)...)
+	db := &mariadb{addr: addr, socket: filepath.Join(r.dir, "mariadb"+port+".sock")}
+	db.proc, err = r.start("tcp", addr, slices.Concat([]string{server}, args, []string{"--port=" + port, "--bind-address=127.0.0.1", "--skip-name-resolve",
+		"--socket=" + db.socket, "--innodb-buffer-pool-size=1G", "--max-connections=2000"}, options)...)
 	if err != nil {
 		return nil, err
 	}
