@@ -56,6 +56,8 @@ type Control struct {
 
 	MaxLoad int `json:"max_load,omitempty"` // Options.MaxLoad, for every gateway; 0: each goes by its own, negative: no bound
 
+	Longest int64 `json:"longest,omitempty"` // seconds that a session was seen to live, where the origin cannot be listed
+
 	Backfill  Job        `json:"backfill"`
 	Reconcile Job        `json:"reconcile"`
 	Diff      *DiffEnd   `json:"diff,omitempty"`
@@ -81,6 +83,7 @@ type Job struct {
 	Rate    int       `json:"rate"`  // sessions a second at the most; 0: as fast as it goes
 	Started time.Time `json:"started,omitzero"`
 	Ended   time.Time `json:"ended,omitzero"`
+	Until   time.Time `json:"until,omitzero"` // of a pass over an origin that cannot be listed: not done before, by the target's clock
 	Error   string    `json:"error,omitempty"`
 }
 

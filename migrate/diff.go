@@ -26,8 +26,10 @@ type DiffOptions struct {
 // DiffReport is the result of a comparison.
 type DiffReport struct {
 	DiffEnd
-	Phase  Phase        `json:"phase"`
-	Sample []Difference `json:"sample,omitempty"`
+	Phase Phase `json:"phase"`
+	// Unlisted: the origin cannot be listed, so what it alone has was not seen.
+	Unlisted bool         `json:"unlisted,omitempty"`
+	Sample   []Difference `json:"sample,omitempty"`
 }
 
 // Difference is one session that is not the same in both stores. It never shows id or payload.
@@ -126,7 +128,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	if !a.lease || a.phase == Off || a.phase == Complete {
 		return report, &UsageError{"there is nothing to compare in phase " + a.phase.String()}
 	}
-	report.Phase = a.phase
+	report.Phase, report.Unlisted = a.phase, !e.listed()
 
 	var mu sync.Mutex // guards what the workers fill
 	differ := map[string]diffKind{}
@@ -280,7 +282,7 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	start, ageless := time.Now(), e.origin.Capabilities().Ageless
 	var mu sync.Mutex // guards what the workers fill
 	look := func(each func(key string, now state)) error {
-		return e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
+		return e.pages(ctx, e.walked(), "", func(ctx context.Context, keys []string) error {
 			read := e.reader(ctx, e.origin, a.times.Bound, keys)
 			for i, key := range keys {
 				rec, err := read(i)

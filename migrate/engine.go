@@ -4,8 +4,8 @@
 //
 // The engine's files follow the protocol: authority.go who may serve, operations.go what a client's operation does in
 // each phase, strict.go the strict write, rampdown.go the write ahead and its propagator, steps.go how a phase is
-// left for another, recover.go a target or a gateway that comes back, and jobs.go, load.go, diff.go, gates.go
-// what makes a step possible.
+// left for another, recover.go a target or a gateway that comes back, and jobs.go, load.go, diff.go, unlisted.go,
+// gates.go what makes a step possible.
 package migrate
 
 import (
@@ -52,6 +52,9 @@ type Options struct {
 	// MaxLoad is the share of the time, in percent, that the walks of this engine may have a request open at the origin, one
 	// at a time. 0: no bound, but for Workers.
 	MaxLoad int
+	// Lifetime is how long a session lives in the origin that nobody uses. It has to be known where the origin cannot be
+	// listed: so long is to be waited in sync.
+	Lifetime time.Duration
 	// TargetHealth reports what the gates want to know of the target's set-up; nil: nothing is known.
 	TargetHealth func(context.Context) (TargetHealth, error)
 	// OriginCheck looks at the origin's set-up; nil: nothing is known.
@@ -98,7 +101,8 @@ type Engine struct {
 	stats    counters
 	jobs     jobRunner
 	load     load
-	stepping sync.Mutex // one command at a time in this process
+	longest  atomic.Int64 // seconds that a session was seen to live, at the most; counted where the origin cannot be listed
+	stepping sync.Mutex   // one command at a time in this process
 	waitsFor atomic.Pointer[string]
 }
 

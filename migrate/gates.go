@@ -131,9 +131,12 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 	case to == Sync && up:
 		e.gatesIntoSync(ctx, c, opt, gather, &gates, add)
 	case to == Live && up:
-		j := c.Reconcile
+		j, wait := c.Reconcile, ""
+		if !e.listed() && !c.Reconciled {
+			wait = fmt.Sprintf("; the origin cannot be listed: waiting until %s, when what nobody uses has ended by itself", j.Until.Format(time.RFC3339))
+		}
 		add(Gate{Name: "reconciled", Open: c.Reconciled, Hard: true, Waiting: j.State != jobPaused,
-			Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied", orNone(j.State), j.Seen, j.Total, j.Copied),
+			Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied%s", orNone(j.State), j.Seen, j.Total, j.Copied, wait),
 			Remedy: "`sessile migrate start`"})
 		add(Gate{Name: "overdue", Open: true,
 			Value: fmt.Sprintf("%d sessions past their deadline, not collected yet, end with this step", j.Overdue)})
@@ -165,7 +168,10 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 			Remedy: "the origin has to take what it is owed; is it reachable?"})
 		add(e.soakGate(c, opt))
 	case to == Live && !up:
-		if !c.Reconciled && gather {
+		if !c.Reconciled && !e.listed() {
+			add(Gate{Name: "diff", Hard: true, Value: "the target has forgotten what the origin was owed, and the origin cannot be listed: who logged out would be logged in again",
+				Remedy: "`sessile migrate complete`"})
+		} else if !c.Reconciled && gather {
 			// A person decided for a target that had forgotten what the origin was owed.
 			d, err := e.Diff(ctx, DiffOptions{Repair: true})
 			add(Gate{Name: "diff", Open: err == nil && d.Missing+d.Extra+d.Mismatch == 0, Hard: true,
@@ -238,15 +244,17 @@ func (e *Engine) healthGates(ctx context.Context, add func(Gate)) {
 
 // gatesIntoSync asks for coverage, and for evidence that nobody writes the origin beside the gateways.
 func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions, gather bool, gates *[]Gate, add func(Gate)) {
-	if !e.origin.Capabilities().Scan {
-		add(Gate{Name: "backfill", Value: "the origin cannot be listed", Remedy: "give this process the right to list it"})
-		return
+	j, unseen := c.Backfill, ""
+	done := j.State == jobDone || !e.listed()
+	if !e.listed() {
+		add(Gate{Name: "backfill", Open: true, Value: "none, since the origin cannot be listed: sessions come over as they are used"})
+		add(e.lifetimeGate(c))
+		unseen = " of those that the target holds, too (the origin cannot be listed: the others are not seen)"
+	} else {
+		add(Gate{Name: "backfill", Open: done, Waiting: !done && j.State != jobPaused,
+			Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied, %d that cannot be moved", orNone(j.State), j.Seen, j.Total, j.Copied, j.Failed),
+			Remedy: "`sessile migrate start`"})
 	}
-	j := c.Backfill
-	done := j.State == jobDone
-	add(Gate{Name: "backfill", Open: done, Waiting: !done && j.State != jobPaused,
-		Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied, %d that cannot be moved", orNone(j.State), j.Seen, j.Total, j.Copied, j.Failed),
-		Remedy: "`sessile migrate start`"})
 	if !gather || !done {
 		return
 	}
@@ -264,13 +272,13 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 	f, err := e.foreignWriters(ctx, max(window, opt.Soak))
 	audit(add)
 	add(Gate{Name: "foreign writers", Open: err == nil && f.Changed+f.Unknown+f.Vanished == 0,
-		Value: evidence(err, fmt.Sprintf("%d sessions watched for %v: %d written, %d removed by somebody else, %d locked or not readable all the time",
-			f.Watched, f.Window, f.Changed, f.Vanished, f.Unknown)),
+		Value: evidence(err, fmt.Sprintf("%d sessions%s watched for %v: %d written, %d removed by somebody else, %d locked or not readable all the time",
+			f.Watched, unseen, f.Window, f.Changed, f.Vanished, f.Unknown)),
 		Remedy: "point every application server at the gateway, then lock the origin against the rest (docs/php.md, \"lock-out\")"})
 	d, err := e.Diff(ctx, DiffOptions{Repair: true})
 	add(Gate{Name: "diff", Open: err == nil && d.Differences() == 0,
-		Value: evidence(err, fmt.Sprintf("%d compared: %d missing, %d extra, %d mismatched, %d that cannot be moved, %d overdue, %d copied again",
-			d.Compared, d.Missing, d.Extra, d.Mismatch, d.Unfit, d.Overdue, d.Repaired)),
+		Value: evidence(err, fmt.Sprintf("%d%s compared: %d missing, %d extra, %d mismatched, %d that cannot be moved, %d overdue, %d copied again",
+			d.Compared, unseen, d.Missing, d.Extra, d.Mismatch, d.Unfit, d.Overdue, d.Repaired)),
 		Remedy: "`sessile migrate diff` shows them and says why; does somebody else write to one of the stores?"})
 }
 

@@ -262,6 +262,19 @@ func (v *faultyView) Delete(ctx context.Context, key string, c store.Condition) 
 	return b, err
 }
 
+// unlisted is an origin that cannot be listed.
+type unlisted struct{ store.Origin }
+
+func (u unlisted) Capabilities() store.Capabilities {
+	c := u.Origin.Capabilities()
+	c.Scan = false
+	return c
+}
+
+func (unlisted) Scan(context.Context, string, int) (store.Page, error) {
+	return store.Page{}, errors.ErrUnsupported
+}
+
 // faultyTarget is a target with faults.
 type faultyTarget struct {
 	store.Target

@@ -47,14 +47,17 @@ func (c *Control) job(name string) *Job {
 
 // tickJobs starts what c says should run and does not.
 func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
+	if err := e.noteLongest(ctx, c); err != nil {
+		return err
+	}
 	name, due := "", false
 	switch {
-	case c.Phase == DualWrite && c.Done:
+	case c.Phase == DualWrite && c.Done && e.listed():
 		name, due = "backfill", c.Backfill.State == "" || c.Backfill.State == jobRunning
-	case c.Phase == Sync && c.Done && !c.Reconciled:
+	case c.Phase == Sync && c.Done && !c.Reconciled && (e.listed() || e.opt.Lifetime > 0):
 		name, due = "reconcile", c.Reconcile.State == "" || c.Reconcile.State == jobRunning
 	}
-	if !due || !e.origin.Capabilities().Scan {
+	if !due {
 		return nil
 	}
 	e.jobs.mu.Lock()
@@ -74,6 +77,9 @@ func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
 			}
 		}
 	}
+	e.mu.Lock()
+	until := e.auth.leaseLast.Add(e.opt.Lifetime) // c came with that lease, so the step into sync was done then
+	e.mu.Unlock()
 	claimed, err := updateControl(ctx, e.flow, func(now *Control) error {
 		if now.Epoch != c.Epoch || now.job(name).State != c.job(name).State || now.job(name).Gateway != c.job(name).Gateway {
 			return store.ErrConflict
@@ -81,6 +87,9 @@ func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
 		j := now.job(name)
 		if j.Started.IsZero() {
 			j.Started = time.Now().UTC()
+		}
+		if !e.listed() && j.Until.IsZero() {
+			j.Until = until.UTC()
 		}
 		j.State, j.Gateway, j.Epoch, j.Error = jobRunning, e.opt.Gateway, now.Epoch, ""
 		return nil
@@ -219,7 +228,7 @@ func (p *checkpoint) at(ctx context.Context, side, cursor string, total int64) e
 
 // pageSize is how many sessions a worker takes at a time: large enough that the target is asked in batches, small
 // enough that a pause is obeyed at once and that memory stays flat.
-const pageSize = 2000
+const pageSize = 4000
 
 // batch is how many of them go into one message to the target. A script of that size holds Redis up for less than a
 // millisecond.
@@ -229,13 +238,31 @@ const batch = 200
 var errNotOurs = fmt.Errorf("%w: its name is none of this site's", store.ErrInvalid)
 
 // pages calls each with the keys of s that can be sessions of this site, page by page, dealt out in batches to the engine's
-// workers.
+// workers. The next page is listed meanwhile.
 func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each func(ctx context.Context, keys []string) error, after func(page store.Page) error) error {
-	for {
-		page, err := e.scan(ctx, s, cursor, pageSize)
-		if err != nil {
-			return err
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pages := make(chan store.Page)
+	listed := make(chan error, 1)
+	go func() {
+		defer close(pages)
+		for first := true; first || cursor != ""; first = false {
+			page, err := e.scan(ctx, s, cursor, pageSize)
+			if err != nil {
+				listed <- err
+				return
+			}
+			cursor = page.Cursor
+			select {
+			case pages <- page:
+			case <-ctx.Done():
+				listed <- store.Gone(ctx)
+				return
+			}
 		}
+		listed <- nil
+	}()
+	for page := range pages {
 		keys := page.Keys[:0]
 		for _, key := range page.Keys {
 			if e.opt.OwnsKey(key) {
@@ -244,16 +271,18 @@ func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each f
 				e.cannotMove(&walk{}, key, errNotOurs)
 			}
 		}
-		if err := e.deal(ctx, keys, each); err != nil {
-			return err
+		err := e.deal(ctx, keys, each)
+		if err == nil {
+			err = after(page)
 		}
-		if err := after(page); err != nil {
+		if err != nil {
+			cancel()
+			for range pages { // until the other one has ended
+			}
 			return err
-		}
-		if cursor = page.Cursor; cursor == "" {
-			return nil
 		}
 	}
+	return <-listed
 }
 
 // deal runs each over batches of keys with the engine's workers, or under a bound of the load in turns, and returns the first
@@ -338,13 +367,16 @@ func (e *Engine) reader(ctx context.Context, s store.Store, bound time.Duration,
 	}
 }
 
-// everything calls each with every session of the origin, and then with those of the target that the origin did not have:
+// everything calls each with every session of the origin (if that can be listed), and then with those of the target that the origin did not have:
 // those that it had are done with, and are not read once more in the order of the target, which to a table is none at all.
 // Of a session there are eight bytes meanwhile, so that ten million fit into memory; that one is taken for another at that
 // size, and passed over, is as likely as 10^7 in 2^64.
 func (e *Engine) everything(ctx context.Context, each func(ctx context.Context, keys []string) error, after func(side string, page store.Page) error) error {
 	var mu sync.Mutex // guards had
 	var had []uint64
+	if !e.listed() {
+		return e.pages(ctx, e.target, "", each, func(page store.Page) error { return after("target", page) })
+	}
 	if err := e.pages(ctx, e.origin, "", func(ctx context.Context, keys []string) error {
 		if err := each(ctx, keys); err != nil {
 			return err
@@ -488,10 +520,10 @@ func (e *Engine) count(ctx context.Context, s store.Store) (n int64) {
 // read; where the target holds the same and no marker, one script says so, and otherwise the key is written strictly
 // with what the origin holds, absence included.
 func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
-	total := e.count(ctx, e.origin)
+	total := e.count(ctx, e.walked())
 	point := e.checkpoint("reconcile", c, w)
 	strict := func(p Phase) bool { return p.strict() }
-	return e.everything(ctx, func(ctx context.Context, keys []string) error {
+	err := e.everything(ctx, func(ctx context.Context, keys []string) error {
 		return e.under(ctx, strict, func(ctx context.Context, a authority) error {
 			tally := &walk{}
 			entries, err := e.inspect(ctx, a.times.Bound, keys, tally, false)
@@ -527,6 +559,10 @@ func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
 	}, func(side string, page store.Page) error {
 		return point.at(ctx, side, page.Cursor, total)
 	})
+	if err != nil || e.listed() {
+		return err
+	}
+	return e.outlive(ctx, point, c.Reconcile.Until)
 }
 
 // reconcileKey makes the target hold what the origin holds, under an intent. With putBack, which is for live, where the

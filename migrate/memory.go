@@ -16,6 +16,7 @@ type counters struct {
 	touchEscalations, readsOfOrigin              atomic.Int64
 	propagated, propagationsFailed, unfit        atomic.Int64
 	copies, copiesFailed, copiesDropped          atomic.Int64
+	bringing, brought                            atomic.Int64
 	shadowSame, shadowDifferent, shadowRunning   atomic.Int64
 }
 
@@ -26,7 +27,7 @@ func (e *Engine) Counters() map[string]int64 {
 		"held": s.held.Load(), "alarms": s.alarms.Load(), "retreats": s.retreats.Load(), "other_memory": s.otherMemory.Load(),
 		"waits": s.waits.Load(), "commits_failed": s.commitsFailed.Load(), "settled": s.settled.Load(),
 		"foreign_writes": s.foreignWrites.Load(), "touch_escalations": s.touchEscalations.Load(),
-		"reads_of_origin": s.readsOfOrigin.Load(), "propagated": s.propagated.Load(),
+		"reads_of_origin": s.readsOfOrigin.Load(), "brought": s.brought.Load(), "propagated": s.propagated.Load(),
 		"propagations_failed": s.propagationsFailed.Load(), "unfit": s.unfit.Load(), "copies": s.copies.Load(), "copies_failed": s.copiesFailed.Load(),
 		"copies_dropped": s.copiesDropped.Load(), "copies_queued": int64(e.copies.len()),
 		"shadow_same": s.shadowSame.Load(), "shadow_different": s.shadowDifferent.Load(),

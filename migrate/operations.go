@@ -29,6 +29,12 @@ func (e *Engine) read(ctx context.Context, key string, from reader) (rec store.R
 		if !e.look(a) {
 			return errAgain
 		}
+		if err == nil && a.phase < Sync {
+			e.lives(rec.Expires)
+		}
+		if err == nil && a.lease && a.phase == Sync && !a.reconciled && !e.listed() && !overdue(&rec) {
+			e.bring(key)
+		}
 		if err == nil && a.lease && (a.phase == DualWrite || a.phase == Sync) && rand.Float64() < e.opt.ShadowShare {
 			e.shadow(key, rec)
 		}
@@ -144,6 +150,7 @@ func (e *Engine) originWrite(ctx context.Context, a authority, key string, rec *
 	if rec == nil {
 		existed, err = o.Delete(octx, key, cond)
 	} else {
+		e.lives(rec.Expires)
 		existed, err = true, o.Save(octx, key, *rec, cond)
 	}
 	if err != nil {
@@ -199,6 +206,7 @@ func (e *Engine) Touch(ctx context.Context, key string, expires time.Time) error
 		}
 		octx, cancel := context.WithTimeout(ctx, a.times.Bound)
 		defer cancel()
+		e.lives(expires)
 		err := e.originUnder(a).Touch(octx, key, expires)
 		if err == nil {
 			if a.phase == DualWrite {

@@ -29,6 +29,7 @@ var seedFlag = flag.Uint64("seed", 0, "run the simulation with this seed alone")
 type run struct {
 	*world
 	seed uint64
+	life time.Duration // of a session that nobody uses
 
 	mu       sync.Mutex // guards rng and what follows, up to faults
 	rng      *rand.Rand
@@ -76,6 +77,7 @@ type faults struct {
 	commands           bool // three controllers at one time
 	locks              bool // clients also take the application's lock
 	unsealed           bool // the origin cannot compare its mark and write in one step
+	unlisted           bool // the origin cannot be listed; sessions end soon, and users touch them
 	slow               bool // now and then a write to the origin takes most of its bound
 }
 
@@ -149,6 +151,7 @@ func (r *run) trace(format string, args ...any) {
 func (r *run) start() *node {
 	n := &node{run: r}
 	n.g, n.origin, n.target = r.view(func(o *Options) {
+		o.Lifetime = r.life
 		o.Hooks.Arrow = func(_ context.Context, arrow, key string) {
 			if r.faults.stops && r.chance(0.004) {
 				r.trace("a gateway stands still at %s %s", arrow, key)
@@ -457,7 +460,7 @@ func (r *run) client(id int, keys, ops int) {
 		}
 		save := func(cond store.Condition) func(ctx context.Context, g *Engine) (any, error) {
 			return func(ctx context.Context, g *Engine) (any, error) {
-				err := g.Save(ctx, key, hour(value), cond)
+				err := g.Save(ctx, key, store.Record{Data: []byte(value), Expires: time.Now().Add(r.life)}, cond)
 				return err == nil, err
 			}
 		}
@@ -489,13 +492,21 @@ func (r *run) client(id int, keys, ops int) {
 			})
 		case k < 8:
 			n.record(id, key, input{kind: 'T'}, patience, func(ctx context.Context, g *Engine) (any, error) {
-				err := g.Touch(ctx, key, time.Now().Add(time.Hour))
+				err := g.Touch(ctx, key, time.Now().Add(r.life))
 				return err == nil, err
 			})
 		default:
 			_ = n.read(id, key, patience)
 		}
 	}
+}
+
+// keep touches a session now and then, as whoever has it open does, so that it does not end: the model knows no expiry.
+func (r *run) keep(key string) {
+	time.Sleep(r.upTo(10 * time.Second))
+	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	defer cancel()
+	_ = r.living().g.Touch(ctx, key, time.Now().Add(r.life))
 }
 
 // until calls f again and again until stop is closed.
@@ -522,7 +533,7 @@ func (r *run) command() {
 	r.stepping[g] = true
 	r.mu.Unlock()
 	defer func() { r.mu.Lock(); delete(r.stepping, g); r.mu.Unlock() }()
-	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(r.t.Context(), max(time.Minute, min(2*r.life, 5*time.Minute)))
 	defer cancel()
 	b, err := r.n.Workflow("default").Control(ctx)
 	r.must(err)
@@ -676,8 +687,12 @@ func (r *run) restart() {
 // simulation runs one seed and returns what was violated.
 func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 	simulate(t, func(w *world) {
-		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, maybe: map[string][]time.Time{}, locked: map[string]int{}, stepping: map[*Engine]bool{}, faults: f}
+		r := &run{world: w, seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), history: map[string][]porcupine.Operation{}, maybe: map[string][]time.Time{}, locked: map[string]int{}, stepping: map[*Engine]bool{}, faults: f, life: time.Hour}
 		w.origin = &faulty{Origin: &lateOrigin{w.o, r}}
+		ops := 40
+		if f.unlisted {
+			w.origin, r.life, ops = &faulty{Origin: &lateOrigin{unlisted{w.o}, r}}, 90*time.Second, 250 // time for a wait or two
+		}
 		w.target = &faultyTarget{Target: &lateTarget{w.n, r}}
 		for range 3 {
 			r.start()
@@ -702,7 +717,12 @@ func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 			}
 		}
 		for id := range 5 {
-			clients.Go(func() { r.client(id, 2, 40) })
+			clients.Go(func() { r.client(id, 2, ops) })
+		}
+		if f.unlisted {
+			for k := range 2 {
+				background.Go(func() { until(stop, func() { r.keep(fmt.Sprint("k", k)) }) })
+			}
 		}
 		clients.Wait()
 		close(stop)
@@ -751,8 +771,8 @@ func simulation(t *testing.T, seed uint64, f faults) (violation string) {
 				if err != nil {
 					continue
 				}
-				if low := r.earliest(key); rec.Expires.Before(low.Add(time.Hour - time.Second)) {
-					violation += fmt.Sprintf("session %s ends %v early at %s; ", key, low.Add(time.Hour).Sub(rec.Expires), n.g.opt.Gateway)
+				if low := r.earliest(key); rec.Expires.Before(low.Add(r.life - time.Second)) {
+					violation += fmt.Sprintf("session %s ends %v early at %s; ", key, low.Add(r.life).Sub(rec.Expires), n.g.opt.Gateway)
 					r.tell(key, r.history[key])
 				}
 			}
@@ -850,8 +870,9 @@ func TestSimulation(t *testing.T) {
 			restarts: true, failovers: true, cancels: true, rolls: true, reconnects: true},
 		"all but restarts": {refuse: 0.01, lose: 0.02, controls: true, outages: true, stops: true, freezes: true, cuts: true, kills: true, cancels: true,
 			rolls: true, reconnects: true, completes: true, slow: true, forgets: true},
-		"commands meet": {refuse: 0.01, lose: 0.02, controls: true, freezes: true, cuts: true, cancels: true, commands: true},
-		"and slowly":    {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
+		"the origin cannot be listed": {refuse: 0.01, lose: 0.02, controls: true, unlisted: true, kills: true, freezes: true, cuts: true, rolls: true},
+		"commands meet":               {refuse: 0.01, lose: 0.02, controls: true, freezes: true, cuts: true, cancels: true, commands: true},
+		"and slowly":                  {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, seed := range seeds(6) {
@@ -869,13 +890,14 @@ func TestSimulationNoticesEveryMissingGuard(t *testing.T) {
 		g guard.Guard
 		f faults
 	}{
-		"intent":       {guard.Intent, faults{refuse: 0.02, lose: 0.02}},
-		"commit check": {guard.Commit, faults{late: 0.1}},
-		"fence":        {guard.Fence, faults{late: 0.1}},
-		"drain":        {guard.Drain, faults{unsealed: true, slow: true}},
-		"reconcile":    {guard.Reconcile, faults{late: 0.1}},
-		"seal":         {guard.Seal, faults{refuse: 0.02, lose: 0.02, outages: true}},
-		"memory":       {guard.Memory, faults{restarts: true}},
+		"intent":                              {guard.Intent, faults{refuse: 0.02, lose: 0.02}},
+		"commit check":                        {guard.Commit, faults{late: 0.1}},
+		"fence":                               {guard.Fence, faults{late: 0.1}},
+		"drain":                               {guard.Drain, faults{unsealed: true, slow: true}},
+		"reconcile":                           {guard.Reconcile, faults{late: 0.1}},
+		"reconcile, of what cannot be listed": {guard.Reconcile, faults{unlisted: true}},
+		"seal":                                {guard.Seal, faults{refuse: 0.02, lose: 0.02, outages: true}},
+		"memory":                              {guard.Memory, faults{restarts: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer guard.Disable(tc.g)()

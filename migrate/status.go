@@ -146,8 +146,12 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 		}
 		p.Origin, p.Blockers, p.Advise = found.Facts, append(p.Blockers, found.Against...), append(p.Advise, found.Advice...)
 	}
-	if !e.origin.Capabilities().Scan {
-		p.Blockers = append(p.Blockers, "the origin cannot be listed: no backfill, no reconcile pass (give this process the right to list it)")
+	if !e.listed() {
+		p.Advise = append(p.Advise, "the origin cannot be listed: no backfill, and nobody sees what it alone has. Give this process the right to list it, or stay a whole lifetime in sync, "+
+			"where what is used comes over, and the rest ends by itself")
+		if g := e.lifetimeGate(&Control{}); !g.Open {
+			p.Blockers = append(p.Blockers, g.Name+": "+g.Value+" ("+g.Remedy+")")
+		}
 	} else {
 		now, cursor := time.Now(), ""
 		var bytes int64
@@ -207,7 +211,7 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 	} else {
 		p.Require = append(p.Require, "every application server writes sessions in the same form, and gives the lifetime that the origin's sessions have")
 	}
-	if p.Sessions == 0 && len(p.Blockers) == 0 {
+	if e.listed() && p.Sessions == 0 && len(p.Blockers) == 0 {
 		p.Advise = append(p.Advise, "the origin holds no session at all: is it the right place (another path inside a container or chroot)?")
 	}
 	if p.Overdue > 0 {

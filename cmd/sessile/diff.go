@@ -32,6 +32,9 @@ func (m *moving) diff() *cobra.Command {
 func (m *moving) printDiff(d *migrate.DiffReport) {
 	fmt.Fprintf(m.out, "%d compared in phase %s: %d missing, %d extra, %d mismatched, %d that cannot be moved; %d with other deadlines, %d overdue, %d copied again\n",
 		d.Compared, d.Phase, d.Missing, d.Extra, d.Mismatch, d.Unfit, d.Deadline, d.Overdue, d.Repaired)
+	if d.Unlisted {
+		fmt.Fprintln(m.out, "  the origin cannot be listed: what it alone has was not seen")
+	}
 	for _, s := range d.Sample {
 		if s.Why != "" {
 			fmt.Fprintf(m.out, "  session %s  %-9s %s\n", s.Session, s.Kind, s.Why)

@@ -69,6 +69,10 @@ func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, e
 	if o, ok := s.origin.(store.Checker); ok {
 		opt.OriginCheck = o.Check
 	}
+	opt.Lifetime = site.Lifetime
+	if o, ok := s.origin.(interface{ Lifetime() time.Duration }); ok {
+		opt.Lifetime = o.Lifetime()
+	}
 	e, err := migrate.New(s.origin, s.target, opt)
 	if err != nil {
 		return nil, fmt.Errorf("site %s: %w", site.Name, err)

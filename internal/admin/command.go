@@ -286,7 +286,8 @@ func (c *call) stalled(ctx context.Context, ended <-chan struct{}, last func() s
 		}
 		st, err := c.recent(ctx)
 		now := fmt.Sprint(st.Phase, st.Epoch, st.Backfill.Seen, st.Reconcile.Seen, st.Backfill.State, st.Reconcile.State, st.Debt.Intents, st.Debt.Aheads, len(st.Gateways), err)
-		if now != before {
+		// A pass over an origin that cannot be listed ends at a time that is known.
+		if now != before || st.Phase == migrate.Sync && !st.Reconciled && time.Now().Before(st.Reconcile.Until.Add(time.Minute)) {
 			since, before = time.Now(), now
 		} else if time.Since(since) > patience {
 			return fmt.Errorf("no progress for %v", patience)

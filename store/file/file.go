@@ -370,6 +370,9 @@ func (s *Store) Capabilities() store.Capabilities {
 	return store.Capabilities{Scan: s.cantList == nil, Conditional: true, LazyExpiry: true, Lock: true, Seal: true}
 }
 
+// Lifetime is how long a session lives that nobody uses.
+func (s *Store) Lifetime() time.Duration { return s.opt.Lifetime }
+
 // Close releases every lock that is held, fails those who wait and returns when the operations under way have ended. A
 // goroutine that waits in flock(2) for another process's lock cannot be woken; it ends when it gets the lock, and does
 // nothing with it.

@@ -1,0 +1,166 @@
+package migrate
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/internal/guard"
+	"github.com/sessile/sessile/store"
+)
+
+// unlist makes the world's origin one that cannot be listed, in which sessions live for an hour.
+func (w *world) unlist() *Engine {
+	w.origin.Origin = unlisted{w.o}
+	return w.gateway(func(o *Options) { o.Lifetime = time.Hour })
+}
+
+// A session that only the origin has, which nobody can know of, comes over when it is used in sync, by a write, a touch or a
+// read; and live is not entered before those that nobody uses have ended by themselves.
+func TestAnOriginThatCannotBeListed(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.unlist()
+		for _, key := range []string{"written", "touched", "read", "forgotten"} {
+			w.save(g, key, "v")
+		}
+		w.must(g.Create(w.ctx(), w.opt()))
+		w.must(g.SwitchTraffic(w.ctx(), DualWrite, w.opt()))
+		w.save(g, "copied", "v")
+		w.save(g, "logged out", "v")
+		time.Sleep(time.Second)
+		w.holds(w.n, "copied", "v")
+		w.holds(w.n, "read", "-")
+		w.destroy(g, "logged out")
+		time.Sleep(time.Second)
+		w.must(w.o.Save(w.ctx(), "copied", hour("x"), store.Always))
+		w.must(w.n.Save(w.ctx(), "foreign", hour("x"), store.Always))
+		var closed *GateError
+		watched := answered(func() error { return g.SwitchTraffic(w.ctx(), Sync, w.opt()) })
+		time.Sleep(time.Second)
+		w.must(w.o.Save(w.ctx(), "copied", hour("y"), store.Always))
+		if err := <-watched; !errors.As(err, &closed) || !strings.Contains(err.Error(), "1 written") || !strings.Contains(err.Error(), "the others are not seen") {
+			t.Errorf("SwitchTraffic: got %v, want a gate that is closed by a foreign write, and says what it cannot see", err)
+		}
+		w.must(g.SwitchTraffic(w.ctx(), Sync, StepOptions{Say: func(line string) {
+			if strings.HasPrefix(line, "sealed") { // the gates are open: as if the copy of a logout had been dropped now
+				w.must(w.n.Save(w.ctx(), "logged out", hour("v"), store.Always))
+			}
+		}}))
+		sync := time.Now()
+		time.Sleep(5 * time.Second)
+		w.holds(w.n, "logged out", "-")
+		w.save(g, "written", "w")
+		w.must(g.Touch(w.ctx(), "touched", hour("").Expires))
+		w.holds(w.n, "touched", "v")
+		w.reads(g, "read", "v")
+		time.Sleep(time.Second)
+		w.holds(w.n, "read", "v")
+		w.holds(w.n, "forgotten", "-")
+		if err := g.SwitchTraffic(w.ctx(), Live, w.opt()); err == nil || !strings.Contains(w.said[len(w.said)-1], "waiting until") {
+			t.Errorf("SwitchTraffic: got %v, %q, want the end of patience", err, w.said)
+		}
+		for range 3 { // one of them works on
+			time.Sleep(16 * time.Minute)
+			if st := g.Status(w.ctx()); st.Reconciled {
+				t.Fatalf("reconciled after %v", time.Since(sync))
+			}
+			w.must(g.Touch(w.ctx(), "touched", hour("").Expires))
+			w.must(g.Touch(w.ctx(), "read", hour("").Expires))
+		}
+		w.reads(g, "forgotten", "v") // an hour is not over, and now it is not forgotten
+		time.Sleep(time.Second)
+		w.holds(w.n, "forgotten", "v")
+		time.Sleep(time.Until(sync.Add(time.Hour + 10*time.Second)))
+		w.must(g.SwitchTraffic(w.ctx(), Live, w.opt()))
+		w.reads(g, "touched", "v")
+		w.reads(g, "read", "v")
+		w.reads(g, "logged out", "-")
+		if st := g.Status(w.ctx()); st.Counters["brought"] != 2 || st.Counters["touch_escalations"] != 1 {
+			t.Errorf("%v", st.Counters)
+		}
+		w.at(Complete)
+	})
+}
+
+// Nobody reads what a page only touches.
+func TestATouchBringsWhatCannotBeListed(t *testing.T) {
+	lost := func() (lost bool) {
+		simulate(t, func(w *world) {
+			g := w.unlist()
+			w.save(g, "k", "v")
+			w.at(Sync)
+			for range 3 {
+				w.must(g.Touch(w.ctx(), "k", hour("").Expires))
+				time.Sleep(25 * time.Minute)
+			}
+			w.at(Live)
+			lost = answer(g.Load(w.ctx(), "k")) != "v"
+		})
+		return lost
+	}
+	if lost() {
+		t.Error("a session that was touched has ended")
+	}
+	defer guard.Disable(guard.Touch)()
+	if !lost() {
+		t.Error("nobody noticed that the touch rule was missing")
+	}
+}
+
+// A gateway that is started anew goes on waiting where the one before it was killed.
+func TestTheWaitOutlivesAGateway(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.unlist()
+		w.at(Sync)
+		begun := time.Now()
+		time.Sleep(40 * time.Minute)
+		h := w.gateway(func(o *Options) { o.Lifetime = time.Hour })
+		g.Close()
+		w.gws = []*Engine{h}
+		time.Sleep(15 * time.Minute)
+		if st := h.Status(w.ctx()); st.Reconciled || st.Reconcile.Gateway != h.opt.Gateway {
+			t.Errorf("%+v", st.Reconcile)
+		}
+		time.Sleep(time.Until(begun.Add(time.Hour + time.Minute)))
+		if st := h.Status(w.ctx()); !st.Reconciled {
+			t.Errorf("%+v", st.Reconcile)
+		}
+	})
+}
+
+func TestALifetimeThatIsNotKnownOrTooShort(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.origin.Origin = unlisted{w.o}
+		g := w.gateway()
+		p, err := g.Plan(w.ctx())
+		if w.must(err); len(p.Blockers) != 1 || !strings.Contains(p.Blockers[0], "--lifetime") {
+			t.Errorf("plan: %q", p.Blockers)
+		}
+		w.must(g.Create(w.ctx(), w.opt()))
+		w.must(g.SwitchTraffic(w.ctx(), DualWrite, w.opt()))
+		if err := g.SwitchTraffic(w.ctx(), Sync, StepOptions{Force: true, Reason: "now"}); err == nil || !strings.Contains(err.Error(), "lifetime: not known") {
+			t.Errorf("SwitchTraffic: got %v, want a gate that nobody opens", err)
+		}
+	})
+	simulate(t, func(w *world) {
+		g := w.unlist()
+		p, err := g.Plan(w.ctx())
+		if w.must(err); len(p.Blockers) != 0 || !slices.ContainsFunc(p.Advise, func(s string) bool { return strings.Contains(s, "a whole lifetime in sync") }) {
+			t.Errorf("plan: %q, %q", p.Blockers, p.Advise)
+		}
+		w.must(g.Create(w.ctx(), w.opt()))
+		w.must(g.Save(w.ctx(), "k", store.Record{Data: []byte("remember me"), Expires: time.Now().Add(48 * time.Hour)}, store.Always))
+		time.Sleep(time.Second) // it outlives the gateway that saw it
+		h := w.gateway(func(o *Options) { o.Lifetime = time.Hour })
+		g.Close()
+		w.gws = []*Engine{h}
+		w.must(h.SwitchTraffic(w.ctx(), DualWrite, w.opt()))
+		if err := h.SwitchTraffic(w.ctx(), Sync, w.opt()); err == nil || !strings.Contains(err.Error(), "there are sessions that live for 48h") {
+			t.Errorf("SwitchTraffic: got %v, want a closed gate", err)
+		}
+		long := w.gateway(func(o *Options) { o.Lifetime = 48 * time.Hour })
+		w.must(long.SwitchTraffic(w.ctx(), Sync, w.opt()))
+	})
+}
