@@ -152,6 +152,9 @@ func (r *run) start() *node {
 	n := &node{run: r}
 	n.g, n.origin, n.target = r.view(func(o *Options) {
 		o.Lifetime = r.life
+		if r.faults.unlisted && r.chance(0.7) {
+			o.Queue = -1 // drops every copy
+		}
 		o.Hooks.Arrow = func(_ context.Context, arrow, key string) {
 			if r.faults.stops && r.chance(0.004) {
 				r.trace("a gateway stands still at %s %s", arrow, key)
