@@ -51,7 +51,7 @@ staticcheck:
 		echo 'staticcheck cannot be had'; [ "$${CI:-false}" = false ]; \
 	fi
 
-# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|php|page|backfill, -rounds, -short.
+# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|php|page|backfill|sql, -rounds, -short.
 # Benchmarks of single packages: go test -run '^$$' -bench . ./store/redis
 bench: ## Sessile side by side with what one would use instead; about twenty minutes
 	cd bench && go run . $(BENCHFLAGS)

@@ -309,7 +309,7 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	moved := func(was, now state) bool {
 		return was.is != now.is || max(was.expires-now.expires, now.expires-was.expires) >= int32(time.Second/tenth)
 	}
-	var before []state
+	before := make([]state, 0, e.expected())
 	if err := look(func(_ string, now state) { before = append(before, now) }); err != nil {
 		return f, err
 	}

@@ -373,7 +373,7 @@ func (e *Engine) reader(ctx context.Context, s store.Store, bound time.Duration,
 // size, and passed over, is as likely as 10^7 in 2^64.
 func (e *Engine) everything(ctx context.Context, each func(ctx context.Context, keys []string) error, after func(side string, page store.Page) error) error {
 	var mu sync.Mutex // guards had
-	var had []uint64
+	had := make([]uint64, 0, e.expected())
 	if !e.listed() {
 		return e.pages(ctx, e.target, "", each, func(page store.Page) error { return after("target", page) })
 	}
@@ -403,6 +403,17 @@ func (e *Engine) everything(ctx context.Context, each func(ctx context.Context, 
 		}
 		return each(ctx, extra)
 	}, func(page store.Page) error { return after("target", page) })
+}
+
+// expected is about how many sessions the origin has, as far as the backfill knows: a list that grows to that size bit by
+// bit takes twice the room.
+func (e *Engine) expected() int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.auth.control; c != nil {
+		return c.Backfill.Total + c.Backfill.Total/20
+	}
+	return 0
 }
 
 // inspect reads keys in the origin. What is overdue there, or cannot be moved, is nil: absent in the target.
@@ -520,7 +531,10 @@ func (e *Engine) count(ctx context.Context, s store.Store) (n int64) {
 // read; where the target holds the same and no marker, one script says so, and otherwise the key is written strictly
 // with what the origin holds, absence included.
 func (e *Engine) reconcile(ctx context.Context, c *Control, w *walk) error {
-	total := e.count(ctx, e.walked())
+	total := c.Backfill.Total // as good as counting once more
+	if total == 0 {
+		total = e.count(ctx, e.walked())
+	}
 	point := e.checkpoint("reconcile", c, w)
 	strict := func(p Phase) bool { return p.strict() }
 	err := e.everything(ctx, func(ctx context.Context, keys []string) error {

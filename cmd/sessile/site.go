@@ -71,7 +71,7 @@ func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, e
 	}
 	opt.Lifetime = site.Lifetime
 	if o, ok := s.origin.(interface{ Lifetime() time.Duration }); ok {
-		opt.Lifetime = o.Lifetime()
+		opt.Lifetime = max(opt.Lifetime, o.Lifetime())
 	}
 	e, err := migrate.New(s.origin, s.target, opt)
 	if err != nil {
