@@ -1,0 +1,189 @@
+package sqltable_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/internal/testapp"
+	"github.com/sessile/sessile/internal/testserver"
+	"github.com/sessile/sessile/store"
+)
+
+// appServers are in a time zone of their own, with half an hour, so that a time that is read in another one shows.
+func appServers(t *testing.T) map[string]server {
+	return map[string]server{"mysql": testserver.MariaDB(t, "--default-time-zone=+05:30"), "postgres": testserver.Postgres(t, "-c", "timezone=Asia/Kolkata")}
+}
+
+// appDatabase makes an empty database and returns its URL.
+func appDatabase(t *testing.T, s server) string {
+	t.Helper()
+	db := fmt.Sprint("db", number.Add(1))
+	s.Exec("CREATE DATABASE " + db)
+	return s.URL(db)
+}
+
+// eachApp runs test for every application on every server that it can be on, with its library on a table that it has made.
+func eachApp(t *testing.T, test func(t *testing.T, app testapp.App, url string, lib *testapp.Library)) {
+	servers := appServers(t)
+	for _, app := range testapp.Apps {
+		for scheme, srv := range servers {
+			if !app.On(scheme) {
+				continue
+			}
+			t.Run(app.Name+", "+scheme, func(t *testing.T) {
+				t.Parallel()
+				url := appDatabase(t, srv)
+				lib := app.Start(t, url)
+				lib.Create()
+				test(t, app, url+"?preset="+app.Preset+app.Params, lib)
+			})
+		}
+	}
+}
+
+// texts are what sessions keep; the large one is larger than most.
+var texts = map[string]string{
+	"plain":     "hello",
+	"non-ASCII": "Grüße, \"€\" \\ 🍀 \u2028\t\n",
+	"large":     strings.Repeat("0123456789 äöü ", 2500),
+	"empty":     "",
+}
+
+// What an application's own library wrote in its table is what the one for Redis reads once it is there, and the other way
+// round; and both agree about when it ends.
+func TestApplications(t *testing.T) {
+	redis := testserver.Redis(t)
+	eachApp(t, func(t *testing.T, app testapp.App, url string, lib *testapp.Library) {
+		s := at(t, url)
+		inRedis := app.Start(t, redis.URL())
+		ids := map[string]string{}
+		id := func(name string) string {
+			if ids[name] == "" {
+				ids[name] = app.NewID(int(number.Add(1)))
+			}
+			return ids[name]
+		}
+		load := func(name string) (store.Record, error) { return s.Load(t.Context(), id(name)) }
+		reads := func(who string, l *testapp.Library, name, want string) {
+			t.Helper()
+			if got, found := l.Read(id(name)); !found || got != want {
+				t.Errorf("%s reads %.80q, %v of %s, want %.80q", who, got, found, name, want)
+			}
+		}
+		// From the table to Redis.
+		for name, text := range texts {
+			if text == "" && app.NoEmpty {
+				continue
+			}
+			lib.Write(id(name), text, app.Life)
+			reads("the library", lib, name, text)
+			rec, err := load(name)
+			if err != nil {
+				t.Fatalf("Load of %s: %v", name, err)
+			}
+			if left := time.Until(rec.Expires); left > app.Life+time.Second || left < app.Life-5*time.Second {
+				t.Errorf("%s lives for %v, want %v", name, left, app.Life)
+			}
+			redis.Do("SET", app.Key+id(name), string(rec.Data), "PX", "60000")
+			reads("the library for Redis", inRedis, name, text)
+		}
+		if found, err := s.Check(t.Context()); err != nil || len(found.Against) > 0 {
+			t.Errorf("Check: %q, %v", found.Against, err)
+		}
+
+		// From Redis to the table, a row that is new and one that is there.
+		body := func(text string) []byte {
+			t.Helper()
+			id := app.NewID(int(number.Add(1)))
+			inRedis.Write(id, text, app.Life)
+			return []byte(redis.Do("GET", app.Key+id).(string))
+		}
+		save := func(name, text string, life time.Duration, cond store.Condition) {
+			t.Helper()
+			if err := s.Save(t.Context(), id(name), store.Record{Data: body(text), Expires: time.Now().Add(life)}, cond); err != nil {
+				t.Fatalf("Save of %s: %v", name, err)
+			}
+		}
+		for name, text := range texts {
+			if text == "" && app.NoEmpty {
+				continue
+			}
+			save(name+", ours", text, app.Life, store.IfAbsent)
+			reads("the library", lib, name+", ours", text)
+		}
+		save("plain", "another", app.Life, store.IfPresent)
+		reads("the library", lib, "plain", "another")
+
+		// Rows that we made, wrote and touched end for the library when they do for us; so do its own for us.
+		const short = 4 * time.Second
+		over := map[string]time.Time{}
+		ends := func(name string) { over[name] = time.Now().Add(short) }
+		if !app.OneLife {
+			lib.Write(id("theirs"), "x", short)
+			ends("theirs")
+		}
+		lib.Write(id("written"), "x", app.Life)
+		save("written", "y", short, store.IfPresent)
+		ends("written")
+		save("made", "x", short, store.IfAbsent)
+		ends("made")
+		lib.Write(id("touched"), "x", app.Life)
+		if err := s.Touch(t.Context(), id("touched"), time.Now().Add(short)); err != nil {
+			t.Fatalf("Touch: %v", err)
+		}
+		ends("touched")
+		save("kept", "x", short, store.IfAbsent)
+		if err := s.Touch(t.Context(), id("kept"), time.Now().Add(app.Life)); err != nil {
+			t.Fatalf("Touch: %v", err)
+		}
+		for name, end := range over {
+			for who, there := range map[string]func() bool{
+				"the library": func() bool { _, found := lib.Read(id(name)); return found },
+				"us":          func() bool { _, err := load(name); return !errors.Is(err, store.ErrAbsent) },
+			} {
+				for there() && time.Since(end) < 5*time.Second {
+					time.Sleep(20 * time.Millisecond)
+				}
+				if off := time.Since(end); off < -1500*time.Millisecond || off > 3*time.Second {
+					t.Errorf("%s ended %v after its deadline for %s", name, off, who)
+				}
+			}
+		}
+
+		// Its own collection takes those, and leaves the others.
+		rows := func() int {
+			page, err := s.Scan(t.Context(), "", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(page.Keys)
+		}
+		before := rows()
+		lib.Collect()
+		if got := before - rows(); got < len(over) {
+			t.Errorf("its collection took %d rows, want %d", got, len(over))
+		}
+		reads("the library", lib, "kept", "x")
+		for name, text := range texts {
+			if text == "" && app.NoEmpty {
+				continue
+			}
+			reads("the library", lib, name+", ours", text)
+		}
+
+		// Logouts.
+		if existed, err := s.Delete(t.Context(), id("kept"), store.Always); !existed || err != nil {
+			t.Errorf("Delete: %v, %v", existed, err)
+		}
+		if text, found := lib.Read(id("kept")); found {
+			t.Errorf("the library reads %.80q of what we deleted", text)
+		}
+		lib.Destroy(id("large"))
+		if _, err := load("large"); !errors.Is(err, store.ErrAbsent) {
+			t.Errorf("Load of what the library destroyed: %v", err)
+		}
+	})
+}
