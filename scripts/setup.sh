@@ -8,7 +8,8 @@ set -eu
 packages='redis-server php-cli php-fpm php-redis php-igbinary php-mysql mariadb-server postgresql gcc libc6-dev
 	request-tracker5 rt5-db-mysql rt5-db-postgresql rt5-standalone libapache-session-perl libredis-perl'
 # Applications whose sessions are moved. Others are fetched by the tests themselves, with whatever node and pip there is.
-packages="$packages php-pgsql php-symfony-http-foundation"
+packages="$packages php-pgsql php-symfony-http-foundation
+	php-illuminate-session php-illuminate-database php-illuminate-cache php-illuminate-redis php-illuminate-config"
 command -v npm >/dev/null || packages="$packages nodejs npm"
 python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
 
@@ -29,7 +30,7 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 		command -v "$program" >/dev/null || missing="$missing $program"
 	done
 	[ -n "$missing" ] || exit 0
-	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis, igbinary, pdo_mysql and pdo_pgsql, Symfony's HttpFoundation; Node; Python with pip; MariaDB; PostgreSQL; RequestTracker 5 with Starlet and Perl's Redis)"
+	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis, igbinary, pdo_mysql and pdo_pgsql, Symfony's HttpFoundation and Laravel's Illuminate; Node; Python with pip; MariaDB; PostgreSQL; RequestTracker 5 with Starlet and Perl's Redis)"
 fi
 
 missing=

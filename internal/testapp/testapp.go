@@ -46,6 +46,9 @@ var Apps = []App{
 	{Name: "express-mysql-session", Preset: "express-mysql-session", Servers: []string{"mysql"}, Key: "sess:", Life: time.Hour, start: node},
 	{Name: "connect-pg-simple", Preset: "connect-pg-simple", Servers: []string{"postgres"}, Key: "sess:", Life: time.Hour, start: node},
 	{Name: "Django", Preset: "django", Servers: []string{"mysql", "postgres"}, Key: "session:", Life: time.Hour, start: python},
+	{Name: "Laravel", Preset: "laravel", Servers: []string{"mysql", "postgres"}, Params: "&lifetime=2h", Key: "laravel_database_laravel_cache:",
+		ID: "Laravel8", Life: 2 * time.Hour, OneLife: true, start: php("laravel.php", "php-illuminate-*", "Illuminate/Session")},
+	{Name: "scs", Preset: "scs", Servers: []string{"mysql", "postgres"}, Key: "scs:session:", ID: "Scs-Token_2", Life: time.Hour, start: scs},
 }
 
 // here is the folder of this package, where the libraries' programs are.
@@ -92,6 +95,15 @@ func python(t testing.TB, url string) *exec.Cmd {
 	cmd := exec.Command(bin, filepath.Join(here(), "python", "django_app.py"), url)
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+packages, "PYTHONDONTWRITEBYTECODE=1")
 	return cmd
+}
+
+func scs(t testing.TB, url string) *exec.Cmd {
+	built := fetch(t, "the Go module proxy", "scs", []string{"go.mod", "go.sum", "main.go"}, func(dir string) *exec.Cmd {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "scs"), ".")
+		cmd.Dir = filepath.Join(here(), "scs")
+		return cmd
+	})
+	return exec.Command(filepath.Join(built, "scs"), url)
 }
 
 // step is what a library is asked, and answer what it says to it; each is a line of JSON.
