@@ -96,7 +96,8 @@ func (s *Store) lockName(key string) string {
 	return fmt.Sprintf("sessile-%x", sha1.Sum([]byte(s.opt.Table.Name+"/"+key)))
 }
 
-// acquire takes the lock on key on a connection of its own.
+// acquire takes the lock on key on a connection of its own: a named one, and the row's behind it if that is what the
+// application locks.
 func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, *rowLock, error) {
 	select {
 	case s.locks.seats <- struct{}{}:
@@ -107,14 +108,6 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, *rowLock, e
 	if err != nil {
 		<-s.locks.seats
 		return nil, nil, s.failure(ctx, "lock", err, false)
-	}
-	if s.opt.Table.Lock.Kind == ForUpdate {
-		row, err := s.lockRow(ctx, conn, key)
-		if err != nil {
-			s.release(conn, nil, "")
-			return nil, nil, err
-		}
-		return conn, row, nil
 	}
 	args := []any{s.lockName(key)}
 	if s.d.lockWaits {
@@ -133,6 +126,13 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, *rowLock, e
 		case !got.Valid: // GET_LOCK's way to say that something went wrong
 			s.release(conn, nil, "")
 			return nil, nil, fmt.Errorf("store/sqltable: lock: %w: the server cannot give it", store.ErrUnavailable)
+		case got.Bool && s.opt.Table.Lock.Kind == ForUpdate:
+			row, err := s.lockRow(ctx, conn, key)
+			if err != nil {
+				s.release(conn, nil, key)
+				return nil, nil, err
+			}
+			return conn, row, nil
 		case got.Bool:
 			return conn, nil, nil
 		case ctx.Err() != nil:
@@ -150,17 +150,15 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, *rowLock, e
 // and its locks end with it.
 func (s *Store) release(conn *sql.Conn, row *rowLock, key string) (held bool) {
 	defer func() { <-s.locks.seats }()
-	switch {
-	case row != nil:
-		held = row.end()
-	case key != "":
+	held = row == nil || row.end()
+	if key != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), s.opt.Bound)
 		defer cancel()
 		var got sql.NullBool
 		err := conn.QueryRowContext(ctx, s.d.unlock, s.lockName(key)).Scan(&got)
-		held = err == nil && got.Bool
-		if !held {
+		if err != nil || !got.Bool {
 			discard(conn)
+			held = false
 		}
 	}
 	conn.Close()

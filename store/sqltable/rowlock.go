@@ -11,10 +11,11 @@ import (
 )
 
 // rowLock is a lock that is the row's own: a transaction that has selected it FOR UPDATE. Where there is no row nothing
-// can be locked, for the application neither; the first write makes one.
+// can be locked; the first write makes one.
 //
 // A write that its client is told of must outlive us, so each is committed at once, and the row is locked again behind it.
-// Another one may come between, as it may for an application that commits twice on a page.
+// A page of the application's own may come between, as it may for an application that commits twice on a page. Processes of
+// ours exclude each other all the time, by the named lock that is held beside it.
 type rowLock struct {
 	key  string
 	conn *sql.Conn

@@ -16,6 +16,7 @@ import (
 // server is one of either kind.
 type server interface {
 	Exec(sql string) string
+	Try(db, sql string) (string, error)
 	URL(db string) string
 }
 
