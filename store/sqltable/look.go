@@ -47,8 +47,11 @@ func (s *Store) look(ctx context.Context) error {
 	if s.d == postgres {
 		s.exact = true
 		s.idParam, s.dataParam = "?::varchar", "?::"+data.kind
-		if id.kind == "character" { // compared as another type, it would not be looked up in the index
+		switch id.kind { // compared as another type, it would not be looked up in the index
+		case "character":
 			s.idParam = "?::bpchar"
+		case "bytea": // Joomla
+			s.idParam = "convert_to(?::varchar, 'UTF8')"
 		}
 		s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
 		switch data.kind {
