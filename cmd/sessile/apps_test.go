@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,24 +15,17 @@ import (
 // the table again.
 func TestApplicationsMove(t *testing.T) {
 	my, pg := testserver.MariaDB(t, "--default-time-zone=+05:30"), testserver.Postgres(t, "-c", "timezone=Asia/Kolkata")
-	n := 0
-	for _, app := range testapp.Apps {
-		for scheme, srv := range map[string]interface {
-			Exec(string) string
-			URL(string) string
-		}{"mysql": my, "postgres": pg} {
-			if !app.On(scheme) {
-				continue
-			}
-			n++
-			db := fmt.Sprint("db", n)
-			t.Run(app.Name+", "+scheme, func(t *testing.T) {
-				t.Parallel()
-				srv.Exec("CREATE DATABASE " + db)
-				moveApp(t, app, srv.URL(db))
-			})
+	var n atomic.Int64
+	testapp.Each(t, func(a testapp.App) bool { return !a.BySchema }, func(t *testing.T, app testapp.App, scheme string) {
+		db := fmt.Sprint("db", n.Add(1))
+		if scheme == "mysql" {
+			my.Exec("CREATE DATABASE " + db)
+			moveApp(t, app, my.URL(db))
+		} else {
+			pg.Exec("CREATE DATABASE " + db)
+			moveApp(t, app, pg.URL(db))
 		}
-	}
+	})
 }
 
 func moveApp(t *testing.T, app testapp.App, url string) {
@@ -48,7 +42,7 @@ func moveApp(t *testing.T, app testapp.App, url string) {
 		begin(inTable, text)
 	}
 	r := redis(t)
-	d := serve(t, "--origin", url+"?preset="+app.Preset+app.Params, "--origin-key", app.Key, "--target", r.URL())
+	d := serve(t, "--origin", url+"?preset="+app.Preset+app.Params, "--origin-key", app.Key, "--target", r.URL(), "--bound", "2s")
 	d.migrate("create").want(t, 0, "phase off", "")
 	through := app.Start(t, "redis://"+d.addr)
 	all := func(where string, l *testapp.Library) {

@@ -12,7 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +32,12 @@ type App struct {
 	// Life is how long its sessions live; with OneLife all of them, as the origin's URL says, too.
 	Life    time.Duration
 	OneLife bool
+	// Lazy: what is over is a session until it is collected.
+	Lazy bool
+	// Hashed: the table has hashes of ids, and cannot be listed.
+	Hashed bool
+	// BySchema: there is no library of it here, only what is known of its table.
+	BySchema bool
 	// NoEmpty: a session without data is none.
 	NoEmpty bool
 	// Locks: a page that is open has the session for itself.
@@ -42,13 +48,38 @@ type App struct {
 
 // Apps are all of them.
 var Apps = []App{
-	{Name: "Symfony", Preset: "symfony", Servers: []string{"mysql", "postgres"}, Key: "sf_s", Life: time.Hour, NoEmpty: true, Locks: true, start: php("symfony.php", "php-symfony-http-foundation", "Symfony/Component/HttpFoundation")},
+	{Name: "Symfony", Preset: "symfony", Servers: []string{"mysql", "postgres"}, Key: "sf_s", Life: time.Hour, NoEmpty: true, Locks: true, start: phpLibrary("symfony.php", "php-symfony-http-foundation", "Symfony/Component/HttpFoundation")},
 	{Name: "express-mysql-session", Preset: "express-mysql-session", Servers: []string{"mysql"}, Key: "sess:", Life: time.Hour, start: node},
 	{Name: "connect-pg-simple", Preset: "connect-pg-simple", Servers: []string{"postgres"}, Key: "sess:", Life: time.Hour, start: node},
 	{Name: "Django", Preset: "django", Servers: []string{"mysql", "postgres"}, Key: "session:", Life: time.Hour, start: python},
 	{Name: "Laravel", Preset: "laravel", Servers: []string{"mysql", "postgres"}, Params: "&lifetime=2h", Key: "laravel_database_laravel_cache:",
-		ID: "Laravel8", Life: 2 * time.Hour, OneLife: true, start: php("laravel.php", "php-illuminate-*", "Illuminate/Session")},
+		ID: "Laravel8", Life: 2 * time.Hour, OneLife: true, start: phpLibrary("laravel.php", "php-illuminate-*", "Illuminate/Session")},
 	{Name: "scs", Preset: "scs", Servers: []string{"mysql", "postgres"}, Key: "scs:session:", ID: "Scs-Token_2", Life: time.Hour, start: scs},
+
+	bySchema(App{Name: "CodeIgniter 4", Preset: "codeigniter", Key: "ci_session:ci_session:", OneLife: true, Lazy: true, Locks: true}),
+	bySchema(App{Name: "CodeIgniter 3", Preset: "codeigniter3", Key: "ci_session:", OneLife: true, Lazy: true, Locks: true}),
+	bySchema(App{Name: "Drupal", Preset: "drupal", Key: "PHPREDIS_SESSION:", OneLife: true, Lazy: true, Hashed: true}),
+	bySchema(App{Name: "Joomla", Preset: "joomla", Key: "jfw", OneLife: true, Lazy: true}),
+	bySchema(App{Name: "Moodle", Preset: "moodle", Key: "moodle_", OneLife: true, Lazy: true}),
+	bySchema(App{Name: "Magento", Preset: "magento", Servers: []string{"mysql"}, Key: "PHPREDIS_SESSION:", OneLife: true, Lazy: true}),
+	bySchema(App{Name: "Yii 2", Preset: "yii2", Key: "PHPREDIS_SESSION:"}),
+	bySchema(App{Name: "Rails", Preset: "rails", Key: "rack:session:", ID: "2::01234567890123456789012345678901", OneLife: true, Lazy: true}),
+	bySchema(App{Name: "MediaWiki", Preset: "mediawiki", Servers: []string{"mysql"}, ID: "wiki:MWSession:"}),
+}
+
+// bySchema is an application without a package that the tests could have: its table, statements and bodies are written down
+// in byschema.php.
+func bySchema(a App) App {
+	a.Life, a.BySchema = time.Hour, true
+	if a.Servers == nil {
+		a.Servers = []string{"mysql", "postgres"}
+	}
+	if a.OneLife {
+		a.Params = "&lifetime=1h"
+	}
+	run := php("byschema.php")
+	a.start = func(t testing.TB, url string) *exec.Cmd { return run(t, a.Preset, url) }
+	return a
 }
 
 // here is the folder of this package, where the libraries' programs are.
@@ -57,12 +88,10 @@ func here() string {
 	return filepath.Dir(file)
 }
 
-// php runs a program that needs a library of a Debian package, which is found in its folder.
-func php(script, name, library string) func(testing.TB, string) *exec.Cmd {
-	return func(t testing.TB, url string) *exec.Cmd {
+// php returns what runs a script with arguments.
+func php(script string) func(testing.TB, ...string) *exec.Cmd {
+	return func(t testing.TB, args ...string) *exec.Cmd {
 		bin := testserver.PHP(t).Path
-		_, err := os.Stat(filepath.Join("/usr/share/php", library))
-		testserver.Need(t, name, err == nil)
 		extensions, err := exec.Command(bin, "-m").Output()
 		if err != nil {
 			t.Fatal(err)
@@ -70,7 +99,18 @@ func php(script, name, library string) func(testing.TB, string) *exec.Cmd {
 		for _, ext := range []string{"mysql", "pgsql"} {
 			testserver.Need(t, "php-"+ext, bytes.Contains(extensions, []byte("pdo_"+ext)))
 		}
-		return exec.Command(bin, "-d", "session.save_path="+t.TempDir(), "-f", filepath.Join(here(), "php", script), "--", url)
+		args = append([]string{"-d", "session.save_path=" + t.TempDir(), "-f", filepath.Join(here(), "php", script), "--"}, args...)
+		return exec.Command(bin, args...)
+	}
+}
+
+// phpLibrary is the same for a library of a Debian package, which is found in its folder.
+func phpLibrary(script, name, folder string) func(testing.TB, string) *exec.Cmd {
+	run := php(script)
+	return func(t testing.TB, url string) *exec.Cmd {
+		_, err := os.Stat(filepath.Join("/usr/share/php", folder))
+		testserver.Need(t, name, err == nil)
+		return run(t, url)
 	}
 }
 
@@ -204,8 +244,25 @@ func (l *Library) Open(id string) { l.t.Helper(); l.do(step{Do: "open", ID: id})
 // Close ends the page that is open, which wrote nothing.
 func (l *Library) Close() { l.t.Helper(); l.do(step{Do: "close"}) }
 
-// On reports whether the application can be on this kind of server.
-func (a App) On(scheme string) bool { return slices.Contains(a.Servers, scheme) }
+// Each runs test for all applications that it is for, on each kind of server that they can be on, several at a time: most
+// of their time they wait.
+func Each(t *testing.T, of func(App) bool, test func(t *testing.T, app App, scheme string)) {
+	var wg sync.WaitGroup
+	seats := make(chan struct{}, 14)
+	for _, app := range Apps {
+		for _, scheme := range app.Servers {
+			if !of(app) {
+				continue
+			}
+			wg.Go(func() {
+				seats <- struct{}{}
+				defer func() { <-seats }()
+				t.Run(app.Name+", "+scheme, func(t *testing.T) { test(t, app, scheme) })
+			})
+		}
+	}
+	wg.Wait()
+}
 
 // NewID is one that the application could have made.
 func (a App) NewID(n int) string { return fmt.Sprintf("%s%032x", a.ID, n) }

@@ -26,36 +26,37 @@ var Presets = map[string]Preset{
 	"laravel": {Table: Table{Name: "sessions", ID: "id", Data: "payload", Codec: must(ParseCodec("base64,php-string")),
 		Time: Time{Column: "last_activity", Meaning: LastAccess}}},
 	// CodeIgniter 4, whose ids begin with the name of its cookie; and 3, where they do not.
-	"codeigniter": {Table: Table{Name: "ci_sessions", ID: "id", Prefix: "ci_session:", Data: "data",
+	"codeigniter": {Table: Table{Name: "ci_sessions", ID: "id", Prefix: "ci_session:", Data: "data", Lazy: true,
 		Time: Time{Column: "timestamp", Unit: Timestamp, Meaning: LastAccess}, Lock: Lock{Named, "{md5}"},
 		Also: []Column{{Name: "ip_address", SQL: "''", Insert: true}}},
 		Postgres: func(t *Table) {
 			t.Lock.Name = "{id}"
 			t.Also = []Column{{Name: "ip_address", SQL: "'0.0.0.0'::inet", Insert: true}}
 		}},
-	"codeigniter3": {Table: Table{Name: "ci_sessions", ID: "id", Data: "data",
+	"codeigniter3": {Table: Table{Name: "ci_sessions", ID: "id", Data: "data", Lazy: true,
 		Time: Time{Column: "timestamp", Meaning: LastAccess}, Lock: Lock{Named, "{md5}"},
 		Also: []Column{{Name: "ip_address", SQL: "''", Insert: true}}},
-		Postgres: func(t *Table) { t.Lock.Name = "{id}" }},
+		Postgres: func(t *Table) { t.Lock.Name, t.Codec = "{id}", must(ParseCodec("base64")) }},
 	// Drupal 8 and later. Who it is, is in the body; the column is for lists.
-	"drupal": {Table: Table{Name: "sessions", ID: "sid", Hash: SHA256Base64, Data: "session",
+	"drupal": {Table: Table{Name: "sessions", ID: "sid", Hash: SHA256Base64, Data: "session", Lazy: true,
 		Time: Time{Column: "timestamp", Meaning: LastAccess}, Also: []Column{{Name: "uid", SQL: "0", Insert: true}}}},
 	// Joomla 4 and 5. The table has the site's own prefix before its name: table=.
-	"joomla": {Table: Table{Name: "jos_session", ID: "session_id", Data: "data",
+	"joomla": {Table: Table{Name: "jos_session", ID: "session_id", Data: "data", Lazy: true,
 		Time: Time{Column: "time", Meaning: LastAccess}, Also: []Column{{Name: "client_id", SQL: "0", Insert: true}}}},
-	"moodle": {Table: Table{Name: "mdl_sessions", ID: "sid", Data: "sessdata", Codec: must(ParseCodec("base64")),
+	// Moodle, up to 4.4 in Redis: phpredis serializes the body there once more.
+	"moodle": {Table: Table{Name: "mdl_sessions", ID: "sid", Data: "sessdata", Codec: must(ParseCodec("base64,php-string")), Lazy: true,
 		Time: Time{Column: "timemodified", Meaning: LastAccess},
 		Also: []Column{{Name: "userid", SQL: "0", Insert: true}, {Name: "state", SQL: "0", Insert: true}, {Name: "timecreated", Now: true, Insert: true}}}},
 	// MediaWiki: keys are <wiki>:MWSession:<id>, in Redis, too.
 	"mediawiki": {Table: Table{Name: "objectcache", ID: "keyname", Data: "value", Codec: must(ParseCodec("deflate")),
 		Time: Time{Column: "exptime", Unit: Digits}}, Only: "mysql"},
 	// Magento 2: session_expires is, against its name, when the session was last written.
-	"magento": {Table: Table{Name: "session", ID: "session_id", Data: "session_data", Codec: must(ParseCodec("base64-or-plain")),
+	"magento": {Table: Table{Name: "session", ID: "session_id", Data: "session_data", Codec: must(ParseCodec("base64-or-plain")), Lazy: true,
 		Time: Time{Column: "session_expires", Meaning: LastAccess}}},
 	"yii2":   {Table: Table{Name: "session", ID: "id", Data: "data", Time: Time{Column: "expire"}}},
 	"django": {Table: Table{Name: "django_session", ID: "session_key", Data: "session_data", Time: Time{Column: "expire_date", Unit: UTC}}},
 	// Rails' activerecord-session_store: ids are 2::<SHA-256>, in redis-rack, too; Marshal as Base64.
-	"rails": {Table: Table{Name: "sessions", ID: "session_id", Data: "data", Codec: must(ParseCodec("base64")),
+	"rails": {Table: Table{Name: "sessions", ID: "session_id", Data: "data", Codec: must(ParseCodec("base64")), Lazy: true,
 		Time: Time{Column: "updated_at", Unit: UTC, Meaning: LastAccess},
 		Also: []Column{{Name: "created_at", Now: true, Unit: UTC, Insert: true}}}},
 	"express-mysql-session": {Table: Table{Name: "sessions", ID: "session_id", Data: "data", Time: Time{Column: "expires"}}, Only: "mysql"},

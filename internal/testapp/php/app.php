@@ -81,7 +81,8 @@ function database(string $url): ?PDO
     if ($scheme === 'redis') {
         return null;
     }
-    $dsn = ['mysql' => 'mysql', 'postgres' => 'pgsql'][$scheme] . ":host=$host;port=$port;dbname=" . substr($u['path'], 1);
+    $dsn = ['mysql' => 'mysql', 'postgres' => 'pgsql'][$scheme] . ":host=$host;port=$port;dbname=" . substr($u['path'], 1)
+        . ($scheme === 'mysql' ? ';charset=utf8mb4' : '');
     return new PDO($dsn, $user, null, [PDO::ATTR_ERRMODE => PDO::ERRMODE_EXCEPTION]);
 }
 
