@@ -9,7 +9,8 @@ packages='redis-server php-cli php-fpm php-redis php-igbinary php-mysql mariadb-
 	request-tracker5 rt5-db-mysql rt5-db-postgresql rt5-standalone libapache-session-perl libredis-perl'
 # Applications whose sessions are moved. Others are fetched by the tests themselves, with whatever node and pip there is.
 packages="$packages php-pgsql php-symfony-http-foundation
-	php-illuminate-session php-illuminate-database php-illuminate-cache php-illuminate-redis php-illuminate-config"
+	php-illuminate-session php-illuminate-database php-illuminate-cache php-illuminate-redis php-illuminate-config
+	libapache-session-browseable-perl libdbd-mysql-perl libdbd-pg-perl"
 command -v npm >/dev/null || packages="$packages nodejs npm"
 python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
 

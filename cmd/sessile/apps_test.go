@@ -42,7 +42,14 @@ func moveApp(t *testing.T, app testapp.App, url string) {
 		begin(inTable, text)
 	}
 	r := redis(t)
-	d := serve(t, "--origin", url+"?preset="+app.Preset+app.Params, "--origin-key", app.Key, "--target", r.URL(), "--bound", "2s")
+	flags := []string{"--origin", url + "?preset=" + app.Preset + app.Params, "--target", r.URL(), "--bound", "2s"}
+	if app.Key != "" {
+		flags = append(flags, "--origin-key", app.Key)
+	}
+	if app.NoTTL {
+		flags = append(flags, "--lifetime", app.Life.String())
+	}
+	d := serve(t, flags...)
 	d.migrate("create").want(t, 0, "phase off", "")
 	through := app.Start(t, "redis://"+d.addr)
 	all := func(where string, l *testapp.Library) {

@@ -32,10 +32,16 @@ type App struct {
 	// Life is how long its sessions live; with OneLife all of them, as the origin's URL says, too.
 	Life    time.Duration
 	OneLife bool
+	// Fixed: a session ends a lifetime after it began, whatever happens to it.
+	Fixed bool
 	// Lazy: what is over is a session until it is collected.
 	Lazy bool
 	// Hashed: the table has hashes of ids, and cannot be listed.
 	Hashed bool
+	// Latin1: its library for Redis can write no other letters, though it reads them.
+	Latin1 bool
+	// NoTTL: its library for Redis names no lifetime.
+	NoTTL bool
 	// BySchema: there is no library of it here, only what is known of its table.
 	BySchema bool
 	// NoEmpty: a session without data is none.
@@ -55,6 +61,8 @@ var Apps = []App{
 	{Name: "Laravel", Preset: "laravel", Servers: []string{"mysql", "postgres"}, Params: "&lifetime=2h", Key: "laravel_database_laravel_cache:",
 		ID: "Laravel8", Life: 2 * time.Hour, OneLife: true, start: phpLibrary("laravel.php", "php-illuminate-*", "Illuminate/Session")},
 	{Name: "scs", Preset: "scs", Servers: []string{"mysql", "postgres"}, Key: "scs:session:", ID: "Scs-Token_2", Life: time.Hour, start: scs},
+	{Name: "LemonLDAP", Preset: "lemonldap", Servers: []string{"mysql", "postgres"}, Params: "&lifetime=1h",
+		ID: "abcdef0123456789abcdef0123456789", Life: time.Hour, OneLife: true, Fixed: true, Lazy: true, NoTTL: true, Latin1: true, start: perl},
 
 	bySchema(App{Name: "CodeIgniter 4", Preset: "codeigniter", Key: "ci_session:ci_session:", OneLife: true, Lazy: true, Locks: true}),
 	bySchema(App{Name: "CodeIgniter 3", Preset: "codeigniter3", Key: "ci_session:", OneLife: true, Lazy: true, Locks: true}),
@@ -135,6 +143,16 @@ func python(t testing.TB, url string) *exec.Cmd {
 	cmd := exec.Command(bin, filepath.Join(here(), "python", "django_app.py"), url)
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+packages, "PYTHONDONTWRITEBYTECODE=1")
 	return cmd
+}
+
+func perl(t testing.TB, url string) *exec.Cmd {
+	bin, _ := exec.LookPath("perl")
+	testserver.Need(t, "perl", bin != "")
+	for module, name := range map[string]string{"Apache::Session::Browseable": "libapache-session-browseable-perl", "DBD::mysql": "libdbd-mysql-perl",
+		"DBD::Pg": "libdbd-pg-perl", "Redis": "libredis-perl"} {
+		testserver.Need(t, name, exec.Command(bin, "-M"+module, "-e", "1").Run() == nil)
+	}
+	return exec.Command(bin, filepath.Join(here(), "perl", "browseable.pl"), url)
 }
 
 func scs(t testing.TB, url string) *exec.Cmd {

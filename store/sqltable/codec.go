@@ -9,6 +9,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/sessile/sessile/store"
 )
@@ -80,6 +82,9 @@ var steps = map[string]step{
 	"php-string": exact(func(in []byte) []byte { return fmt.Appendf(nil, "s:%d:\"%s\";", len(in), in) }, phpString),
 	// The column is the body compressed by PHP's gzdeflate().
 	"deflate": {inflate, deflate},
+	// The column is JSON in UTF-8; the body is it in Latin-1, with escapes for what that has not, as Perl's JSON and Redis
+	// (2.000) have it between them.
+	"json-latin1": {jsonToLatin1, latin1ToUTF8},
 }
 
 // identity: the column holds the body.
@@ -154,6 +159,31 @@ func phpString(in []byte) ([]byte, error) {
 		return nil, invalid("not a serialized string of PHP")
 	}
 	return rest[:len(rest)-2], nil
+}
+
+func jsonToLatin1(in []byte) (out []byte, err error) {
+	for len(in) > 0 {
+		r, n := utf8.DecodeRune(in)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			return nil, invalid("not UTF-8")
+		case r <= 0xff:
+			out = append(out, byte(r))
+		default: // in JSON such a letter is in a string
+			for _, unit := range utf16.AppendRune(nil, r) {
+				out = fmt.Appendf(out, "\\u%04x", unit)
+			}
+		}
+		in = in[n:]
+	}
+	return out, nil
+}
+
+func latin1ToUTF8(in []byte) (out []byte, err error) {
+	for _, b := range in {
+		out = utf8.AppendRune(out, rune(b))
+	}
+	return out, nil
 }
 
 // maxInflated is the most that is made of a few bytes, in bytes.

@@ -15,8 +15,8 @@ var Presets = map[string]Preset{
 	"rt": {Table: Table{Name: "sessions", ID: "id", Data: "a_session", Codec: must(ParseCodec("to-base64")), Lazy: true,
 		Lock: Lock{Named, "Apache-Session-{id}"}},
 		Postgres: func(t *Table) { t.Codec, t.Lock = identity, Lock{Kind: ForUpdate} }},
-	// LemonLDAP::NG: _utime is when the user logged in.
-	"lemonldap": {Table: Table{Name: "sessions", ID: "id", Data: "a_session", Lazy: true,
+	// LemonLDAP::NG: _utime is when the user logged in. It takes no lock, but for one that is told to.
+	"lemonldap": {Table: Table{Name: "sessions", ID: "id", Data: "a_session", Codec: must(ParseCodec("json-latin1")), Lazy: true,
 		Time: Time{Column: "_utime", Meaning: Created}, Lock: Lock{Named, "Apache-Session-{id}"}},
 		Postgres: func(t *Table) { t.Lock = Lock{} }},
 	// Symfony's PdoSessionHandler, which locks the row unless it is told otherwise.
