@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,8 +103,17 @@ func TestApplications(t *testing.T) {
 			save(name+", ours", text, app.Life, store.IfAbsent)
 			reads("the library", lib, name+", ours", text)
 		}
-		save("plain", "another", app.Life, store.IfPresent)
+		rec, err := load("plain")
+		must(t, "Load", err)
+		save("plain", "another", app.Life, store.IfVersion(rec.Version()))
 		reads("the library", lib, "plain", "another")
+		late := store.Record{Data: body("late"), Expires: time.Now().Add(app.Life)}
+		if err := s.Save(t.Context(), id("plain"), late, store.IfVersion(rec.Version())); !errors.Is(err, store.ErrConflict) {
+			t.Errorf("Save over another version: %v", err)
+		}
+		if page, err := s.Scan(t.Context(), "", 0); !app.Hashed && (err != nil || !slices.Contains(page.Keys, id("plain"))) {
+			t.Errorf("Scan: %q, %v", page.Keys, err)
+		}
 
 		// Rows that we made, wrote and touched end for the library when they do for us; so do its own for us.
 		const short = 3 * time.Second

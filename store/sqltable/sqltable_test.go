@@ -386,45 +386,6 @@ func TestLocksAreTheServers(t *testing.T) {
 	}
 }
 
-// The tables of applications, as far as their bodies go over as they are: what the application wrote is read, and what is
-// written it can read.
-func TestPresets(t *testing.T) {
-	srv := servers(t)
-	for name, create := range presets {
-		t.Run(name, func(t *testing.T) {
-			scheme, preset, _ := strings.Cut(name, " ")
-			s := map[string]server{"mysql": srv["MariaDB"], "postgres": srv["PostgreSQL"]}[scheme]
-			table := fmt.Sprint("p", number.Add(1))
-			s.Exec(fmt.Sprintf(create, table))
-			st := at(t, s.URL("app")+"?preset="+preset+"&table="+table)
-			body := `{"cookie":{"path":"/"},"user":"ä","n":1}`
-			if err := st.Save(t.Context(), "abc", hour(body), store.IfAbsent); err != nil {
-				t.Fatal(err)
-			}
-			rec, err := st.Inspect(t.Context(), "abc")
-			if err != nil || string(rec.Data) != body || time.Until(rec.Expires).Round(time.Minute) != time.Hour {
-				t.Errorf("got %q for %v, %v", rec.Data, time.Until(rec.Expires), err)
-			}
-			if err := st.Save(t.Context(), "abc", hour(`{"n": 2}`), store.IfVersion(rec.Version())); err != nil {
-				t.Error(err)
-			}
-			if err := st.Save(t.Context(), "abc", hour(`{"n":3}`), store.IfVersion(rec.Version())); !errors.Is(err, store.ErrConflict) {
-				t.Errorf("Save over another version: %v", err)
-			}
-			if rec, err := st.Load(t.Context(), "abc"); err != nil || string(rec.Data) != `{"n": 2}` {
-				t.Errorf("got %q, %v", rec.Data, err)
-			}
-			page, err := st.Scan(t.Context(), "", 10)
-			if err != nil || len(page.Keys) != 1 || page.Keys[0] != "abc" {
-				t.Errorf("Scan: %+v, %v", page, err)
-			}
-			if existed, err := st.Delete(t.Context(), "abc", store.Always); !existed || err != nil {
-				t.Errorf("Delete: %v, %v", existed, err)
-			}
-		})
-	}
-}
-
 // What is over goes, in as many statements as it takes, and nothing else does.
 func TestCollect(t *testing.T) {
 	for name, srv := range servers(t) {

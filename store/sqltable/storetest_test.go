@@ -49,14 +49,6 @@ var tables = map[string]struct {
 	},
 }
 
-// presets are the tables of applications as they make them, for those whose bodies may be any.
-var presets = map[string]string{
-	"mysql express-mysql-session": "CREATE TABLE %s (session_id varchar(128) COLLATE utf8mb4_bin NOT NULL, expires int(11) unsigned NOT NULL, data mediumtext COLLATE utf8mb4_bin, PRIMARY KEY (session_id)) ENGINE=InnoDB",
-	"mysql yii2":                  "CREATE TABLE %s (id CHAR(40) NOT NULL PRIMARY KEY, expire INTEGER, data BLOB)",
-	"postgres yii2":               "CREATE TABLE %s (id CHAR(40) NOT NULL PRIMARY KEY, expire INTEGER, data BYTEA)",
-	"postgres connect-pg-simple":  `CREATE TABLE %s (sid varchar NOT NULL COLLATE "default", sess json NOT NULL, expire timestamp(6) NOT NULL, PRIMARY KEY (sid))`,
-}
-
 var number atomic.Int64
 
 func codec(name string) sqltable.Codec {
