@@ -56,6 +56,24 @@ func TestApplicationsLocks(t *testing.T) {
 	})
 }
 
+// A write that waits for a row that somebody else holds is told in time that it did not happen.
+func TestAWriteToARowThatIsHeld(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, srv, "deadline in seconds")
+			must(t, "Save", s.Save(t.Context(), "k", hour("old"), store.Always))
+			tx, err := raw(t, srv.URL("app")).BeginTx(t.Context(), nil)
+			must(t, "BeginTx", err)
+			defer tx.Rollback()
+			_, err = tx.Exec("SELECT 1 FROM " + s.Table() + " WHERE id = 'k' FOR UPDATE")
+			must(t, "SELECT FOR UPDATE", err)
+			if err := s.Save(t.Context(), "k", hour("late"), store.Always); store.OutcomeOf(err) != store.OutcomeUnavailable {
+				t.Errorf("Save: %v, want that it is unavailable", err)
+			}
+		})
+	}
+}
+
 // rowLocked opens stores, each of them a process of its own, on one table whose locks are the rows'.
 func rowLocked(t *testing.T, s server, n int) (table string, stores []*sqltable.Store) {
 	t.Helper()
@@ -65,7 +83,7 @@ func rowLocked(t *testing.T, s server, n int) (table string, stores []*sqltable.
 		t.Fatal(err)
 	}
 	opt := first.Options()
-	opt.Table.Lock.Kind = sqltable.ForUpdate
+	opt.Table.Lock.Kind, opt.Bound = sqltable.ForUpdate, 1500*time.Millisecond
 	for range n {
 		st, err := sqltable.Open(t.Context(), u, opt)
 		if err != nil {

@@ -125,7 +125,8 @@ func openPostgres(u *url.URL, opt Options) (*sql.DB, error) {
 	half := strconv.FormatInt((opt.Bound / 2).Milliseconds(), 10)
 	cfg.RuntimeParams["application_name"] = "sessile"
 	cfg.RuntimeParams["statement_timeout"] = half
-	cfg.RuntimeParams["lock_timeout"] = half
+	// Shorter, so that who waits for a row is told that it was not written, before it gives up by itself.
+	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt((opt.Bound * 2 / 5).Milliseconds(), 10)
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0" // a lock's is quiet as long as its page takes
 	return stdlib.OpenDB(*cfg), nil
 }
