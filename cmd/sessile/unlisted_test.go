@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/sessile/sessile/internal/testserver"
 )
 
 // Debian's directory for PHP's sessions may be listed by root alone. A session that only the file's owner knows of comes over
@@ -42,13 +44,29 @@ func TestAMoveFromADirectoryThatCannotBeListed(t *testing.T) {
 	r := redis(t)
 	d := &daemon{t: t, addr: fmt.Sprintf("127.0.0.1:%d", port(t)), admin: fmt.Sprintf("127.0.0.1:%d", port(t))}
 	d.env = []string{"SESSILE_ADMIN=" + d.admin}
-	d.cmd = command(t, nil, "serve", "--listen", "redis://"+d.addr, "--admin", d.admin, "--origin", "file://"+dir+"?layout=php&lifetime=15s",
+	d.cmd = command(t, nil, "serve", "--listen", "redis://"+d.addr, "--admin", d.admin, "--origin", "file://"+dir+"?layout=php&lifetime=20s",
 		"--origin-key", "PHPREDIS_SESSION:", "--target", r.URL())
 	d.cmd.Dir = top
 	if os.Geteuid() == 0 {
 		d.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(nobody), Gid: uint32(nobody)}}
 	}
 	d.launch()
+	moveUnlisted(t, d, r)
+}
+
+// A table that has a hash of each id cannot be listed either.
+func TestAMoveFromATableOfHashes(t *testing.T) {
+	my := testserver.MariaDB(t)
+	my.Exec("CREATE TABLE hashed (id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, data LONGBLOB NOT NULL, access INT UNSIGNED NOT NULL) ENGINE=InnoDB")
+	r := redis(t)
+	d := serve(t, "--origin", my.URL("app")+"?table=hashed&id=id&data=data&expires=access&expires_kind=last-access&lifetime=20s&id_hash=sha256-hex", "--lifetime", "20s",
+		"--origin-key", "PHPREDIS_SESSION:", "--target", r.URL())
+	my.Exec("INSERT INTO hashed VALUES (SHA2('used', 256), 'n|i:1;', UNIX_TIMESTAMP()), (SHA2('forgotten', 256), 'n|i:1;', UNIX_TIMESTAMP())")
+	moveUnlisted(t, d, r)
+}
+
+// moveUnlisted moves two sessions of twenty seconds, of which one is used.
+func moveUnlisted(t *testing.T, d *daemon, r *testserver.RedisServer) {
 	d.migrate("plan").want(t, 0, "a whole lifetime in sync", "")
 	d.migrate("create").want(t, 0, "phase off", "")
 	d.migrate("switchtraffic", "--to", "sync", "--window", "300ms").want(t, 0, "phase sync", "")
@@ -56,7 +74,7 @@ func TestAMoveFromADirectoryThatCannotBeListed(t *testing.T) {
 	if got := r.Do("EXISTS", "PHPREDIS_SESSION:used"); fmt.Sprint(got) != "0" {
 		t.Errorf("the target has what nobody used: %v", got)
 	}
-	if got := cl.do("EXPIRE", "PHPREDIS_SESSION:used", "15"); got != ":1" {
+	if got := cl.do("EXPIRE", "PHPREDIS_SESSION:used", "20"); got != ":1" {
 		t.Errorf("EXPIRE: %v", got)
 	}
 	if got := r.Do("EXISTS", "PHPREDIS_SESSION:used"); fmt.Sprint(got) != "1" {
@@ -71,7 +89,7 @@ func TestAMoveFromADirectoryThatCannotBeListed(t *testing.T) {
 		case ended = <-live:
 			waiting = false
 		case <-time.After(time.Second):
-			if got := cl.do("EXPIRE", "PHPREDIS_SESSION:used", "15"); got != ":1" {
+			if got := cl.do("EXPIRE", "PHPREDIS_SESSION:used", "20"); got != ":1" {
 				t.Fatalf("EXPIRE: %v", got)
 			}
 		}
