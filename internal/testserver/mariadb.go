@@ -75,7 +75,7 @@ func (s *MariaDBServer) Restart(args ...string) {
 
 func (s *MariaDBServer) start() error {
 	args := append([]string{"--no-defaults"}, s.args...)
-	args = append(args, "--datadir="+s.Data(), "--socket="+s.Socket, "--bind-address=127.0.0.1", fmt.Sprint("--port=", s.port),
+	args = append(args, "--datadir="+s.Data(), "--tmpdir="+s.dir, "--socket="+s.Socket, "--bind-address=127.0.0.1", fmt.Sprint("--port=", s.port),
 		"--pid-file="+filepath.Join(s.dir, "pid"), "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=2",
 		"--innodb-buffer-pool-size=64M", "--skip-name-resolve", "--skip-log-bin")
 	return s.server.start(exec.Command(s.bin, append(args, s.asUser()...)...), syscall.SIGKILL, func() (bool, error) {
