@@ -92,7 +92,7 @@ func (s *Store) ask(ctx context.Context, text string, args ...any) (answer strin
 
 func (s *Store) checkTable(ctx context.Context, f *store.Findings) error {
 	t := &s.opt.Table
-	schema, name := s.place()
+	schema, name := s.opt.Table.place()
 	unique, err := s.ask(ctx, s.d.unique, schema, schema, name, t.ID)
 	if err != nil {
 		return err
@@ -203,7 +203,7 @@ func (s *Store) checkMarks(ctx context.Context, f *store.Findings) error {
 // mayCreate reports whether the user may make a table.
 func (s *Store) mayCreate(ctx context.Context, create string) (bool, error) {
 	if s.d.mayCreate != "" {
-		schema, _ := s.place()
+		schema, _ := s.opt.Table.place()
 		may, err := s.ask(ctx, s.d.mayCreate, schema, schema)
 		return may == "1", err
 	}

@@ -14,9 +14,9 @@ import (
 
 // dialect is what the two kinds of servers say differently. Statements are written with ? for a parameter.
 type dialect struct {
-	quote  string // around a name
-	now    string // the server's clock, in ms since 1970
-	number func(expr string) string
+	quote  string                     // around a name
+	now    string                     // the server's clock, in ms since 1970
+	number func(expr string) string   // a whole one, of a size that can be reckoned with
 	epoch  func(column string) string // a time column, in ms since 1970
 	time   func(ms string) string     // ms since 1970 as a value of a time column, rounded up to a second
 	// The same two where a column without a zone is in UTC, and where it holds digits.
@@ -32,6 +32,7 @@ type dialect struct {
 	dollar            bool                   // parameters are $1, $2
 	code              func(err error) string // an error, without the values that the server may have put into its text
 	text              string                 // a parameter that is a text
+	matches           string                 // whether the text in a column is of a form: column, regular expression
 	schema            string                 // where tables are looked for
 	marks             string                 // makes the table of marks, if it is not there
 	// lock asks for the lock that is named, and unlock gives it back, each with a truth for an answer. lock is told how
@@ -65,14 +66,21 @@ const (
 )
 
 var mariadb = &dialect{
-	quote:    "`",
-	now:      "CAST(UNIX_TIMESTAMP(NOW(6)) * 1000 AS SIGNED)",
-	number:   func(e string) string { return "CAST(" + e + " AS SIGNED)" },
-	epoch:    func(c string) string { return "CAST(UNIX_TIMESTAMP(" + c + ") * 1000 AS SIGNED)" },
-	time:     func(ms string) string { return "FROM_UNIXTIME(CEILING((" + ms + ") / 1000))" },
-	ceil:     func(ms string) string { return "CEILING((" + ms + ") / 1000)" },
-	epochUTC: func(c string) string { return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', " + c + ") DIV 1000" },
-	timeUTC:  utcMySQL,
+	quote:  "`",
+	now:    nowMySQL,
+	number: func(e string) string { return "CAST(" + within(e) + " AS SIGNED)" },
+	// UNIX_TIMESTAMP knows nothing behind 2038, and takes the first of two for an hour that comes twice: whoever used a
+	// session in the second would be out. IS NULL takes '0000-00-00' for NULL. That is over, as it is for an application.
+	epoch: func(c string) string {
+		return "IF(" + c + " < '1970-01-02', 0, GREATEST(CAST(COALESCE(UNIX_TIMESTAMP(" + c + "), 0) * 1000 AS SIGNED), " + nowMySQL +
+			" + TIMESTAMPDIFF(MICROSECOND, NOW(6), " + c + ") DIV 1000))"
+	},
+	time: func(ms string) string { return "FROM_UNIXTIME(CEILING((" + ms + ") / 1000))" },
+	ceil: func(ms string) string { return "CEILING((" + ms + ") / 1000)" },
+	epochUTC: func(c string) string {
+		return "IF(" + c + " < '1970-01-02', 0, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', " + c + ") DIV 1000)"
+	},
+	timeUTC: utcMySQL,
 	epochDigits: func(c string) string {
 		return "TIMESTAMPDIFF(SECOND, '1970-01-01', STR_TO_DATE(CONVERT(" + c + " USING ascii), '%Y%m%d%H%i%s')) * 1000"
 	},
@@ -82,6 +90,7 @@ var mariadb = &dialect{
 	dual:       " FROM DUAL",
 	code:       codeMySQL,
 	text:       "?",
+	matches:    "CONVERT(%s USING utf8mb4) REGEXP '%s'",
 	schema:     "DATABASE()",
 	// The name is compared byte by byte, and the engine can hold a row.
 	marks: "CREATE TABLE IF NOT EXISTS %s (name VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, " +
@@ -107,11 +116,11 @@ var mariadb = &dialect{
 var postgres = &dialect{
 	quote:    `"`,
 	now:      "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-	number:   func(e string) string { return "(" + e + ")::bigint" },
-	epoch:    func(c string) string { return "(extract(epoch FROM " + c + "::timestamptz) * 1000)::bigint" },
+	number:   func(e string) string { return within(e) + "::bigint" },
+	epoch:    func(c string) string { return "(extract(epoch FROM " + finite(c) + "::timestamptz) * 1000)::bigint" },
 	time:     func(ms string) string { return "to_timestamp(ceil((" + ms + ") / 1000.0))" },
 	ceil:     func(ms string) string { return "ceil((" + ms + ") / 1000.0)::bigint" },
-	epochUTC: func(c string) string { return "(extract(epoch FROM " + c + ") * 1000)::bigint" },
+	epochUTC: func(c string) string { return "(extract(epoch FROM " + finite(c) + ") * 1000)::bigint" },
 	timeUTC:  func(ms string) string { return "to_timestamp(ceil((" + ms + ") / 1000.0)) AT TIME ZONE 'UTC'" },
 	epochDigits: func(c string) string {
 		return "(extract(epoch FROM to_timestamp(" + c + ", 'YYYYMMDDHH24MISS')::timestamp) * 1000)::bigint"
@@ -127,6 +136,7 @@ var postgres = &dialect{
 	changing: " AND pg_advisory_xact_lock(hashtext('" + marksTable + "')) IS NOT NULL",
 	code:     codePostgres,
 	text:     "?::varchar",
+	matches:  "%s ~ '%s'",
 	schema:   "current_schema()",
 	marks:    "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
 	own:      "CREATE TABLE IF NOT EXISTS %s (id varchar(512) COLLATE \"C\" PRIMARY KEY, data bytea NOT NULL, expires bigint NOT NULL)",
@@ -150,6 +160,19 @@ var postgres = &dialect{
 	mayCreate: "SELECT CASE WHEN has_schema_privilege(CASE WHEN ?::text = '' THEN current_schema() ELSE ?::text END, 'CREATE') THEN 1 ELSE 0 END",
 	classify:  classifyPostgres,
 }
+
+// within keeps a number between the year 9999 and as long before 1970, in ms: seconds can still be made ms of.
+func within(e string) string {
+	return "(CASE WHEN " + e + " IS NOT NULL THEN LEAST(GREATEST(" + e + ", -253402300799999), 253402300799999) END)"
+}
+
+// finite is a moment that PostgreSQL may call infinity.
+func finite(c string) string {
+	return "(CASE WHEN " + c + " IS NOT NULL THEN LEAST(GREATEST(" + c + ", '1970-01-01'), '9999-12-31') END)"
+}
+
+// nowMySQL does not ask NOW(), which is ambiguous for an hour a year.
+const nowMySQL = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000)"
 
 func utcMySQL(ms string) string {
 	return "DATE_ADD('1970-01-01', INTERVAL CEILING((" + ms + ") / 1000) SECOND)"
@@ -222,7 +245,7 @@ func classifyMySQL(err error) class {
 			return classDuplicate
 		case 1213: // ER_LOCK_DEADLOCK
 			return classAgain
-		case 1264, 1366, 1406, 1292: // out of range, not of the column's character set, too long, not a time
+		case 1264, 1366, 1406, 1292, 1411: // out of range, not of the column's character set, too long, not a time (twice)
 			return classInvalid
 		case 1146: // ER_NO_SUCH_TABLE
 			return classMissing

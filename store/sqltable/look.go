@@ -40,6 +40,7 @@ func (s *Store) look(ctx context.Context) error {
 	if err := s.lookAtTime(); err != nil {
 		return err
 	}
+	s.says, s.saysSince = s.asTime(t.Time.Column), s.asTime(t.Time.Since)
 	id, data := s.schema[t.ID], s.schema[t.Data]
 	if s.idLen = int(id.length); s.idLen == 0 || s.idLen > 512 {
 		s.idLen = 512 // text
@@ -77,7 +78,7 @@ func (s *Store) look(ctx context.Context) error {
 }
 
 func (s *Store) lookAtColumns(ctx context.Context) error {
-	schema, table := s.place()
+	schema, table := s.opt.Table.place()
 	where, args := "table_schema = "+s.d.schema+" AND table_name = "+s.d.text, []any{table}
 	if schema != "" {
 		where, args = "table_schema = "+s.d.text+" AND table_name = "+s.d.text, []any{schema, table}
@@ -105,6 +106,20 @@ func (s *Store) lookAtColumns(ctx context.Context) error {
 		return fmt.Errorf("store/sqltable: there is no table %s in this database, or this user may not see it", s.opt.Table.Name)
 	}
 	return nil
+}
+
+// asTime is how a time column is read: what is none in a text is NULL, where PostgreSQL would refuse all of a statement,
+// and MySQL make something of it.
+func (s *Store) asTime(name string) string {
+	column, c := s.d.ident(name), s.schema[name]
+	if c.isTime() || c.isNumber() {
+		return column
+	}
+	form, value := "^[0-9]{14}$", column
+	if s.opt.Table.Time.Unit != Digits {
+		form, value = "^[0-9]{1,18}$", "CAST("+column+" AS DECIMAL(18))"
+	}
+	return "(CASE WHEN " + fmt.Sprintf(s.d.matches, column, form) + " THEN " + value + " END)"
 }
 
 // lookAtTime takes a time column that is of the server's own type for that, and refuses what cannot be meant.

@@ -94,9 +94,15 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 	defer probe.Close()
 	ask, cancel := context.WithTimeout(ctx, 2*opt.Bound)
 	defer cancel()
-	var version string
-	if err := probe.QueryRowContext(ask, "SELECT VERSION()").Scan(&version); err != nil {
+	var version, kind string
+	schema, table := opt.Table.place()
+	if err := probe.QueryRowContext(ask, "SELECT VERSION(), COALESCE((SELECT data_type FROM information_schema.columns "+
+		"WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ? AND column_name = ?), '')",
+		schema, schema, table, opt.Table.Time.Column).Scan(&version, &kind); err != nil {
 		return nil, fmt.Errorf("%w: %s", store.ErrUnavailable, codeMySQL(err))
+	}
+	if kind == "timestamp" && opt.Table.Time.Unit != UTC { // else the hour that comes twice could not be written
+		cfg.Params["time_zone"] = "'+00:00'"
 	}
 	isolation := "transaction_isolation"
 	if strings.Contains(version, "MariaDB") {
@@ -143,7 +149,7 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 		s.since = d.ident(t.Time.Since)
 	}
 	if s.marks.table = d.ident(marksTable); strings.Contains(t.Name, ".") {
-		schema, _ := s.place()
+		schema, _ := t.place()
 		s.marks.table = d.ident(schema + "." + marksTable)
 	}
 	s.locks.init(opt.MaxLocks)
@@ -160,9 +166,9 @@ func newStore(ctx context.Context, db *sql.DB, d *dialect, opt Options) (*Store,
 }
 
 // place is the schema, "" for the current one, and the name of the table in it.
-func (s *Store) place() (schema, table string) {
-	if schema, table, found := strings.Cut(s.opt.Table.Name, "."); found {
+func (t *Table) place() (schema, table string) {
+	if schema, table, found := strings.Cut(t.Name, "."); found {
 		return schema, table
 	}
-	return "", s.opt.Table.Name
+	return "", t.Name
 }

@@ -39,6 +39,7 @@ type Store struct {
 	opt Options
 
 	table, id, data, time, since string // quoted
+	says, saysSince              string // time and since as they are read
 	idParam, dataParam           string // ? with what the server has to know of its type
 	sameData                     string // the column of the body holds the bytes of ?
 	idLen                        int    // longest id in bytes
@@ -108,13 +109,16 @@ func (s *Store) ends() string {
 	case t.Column == "":
 		return ""
 	case t.Meaning != Deadline:
-		return fmt.Sprintf("(%s + %d)", s.d.milliseconds(s.time, t.Unit), s.opt.Lifetime.Milliseconds())
+		return fmt.Sprintf("(%s + %d)", s.d.milliseconds(s.says, t.Unit), s.opt.Lifetime.Milliseconds())
 	case t.Since != "":
-		return fmt.Sprintf("(CASE WHEN %s > %d THEN %s ELSE %s + %s END)", s.time, longestLife,
-			s.d.milliseconds(s.time, t.Unit), s.d.milliseconds(s.time, t.Unit), s.d.milliseconds(s.since, t.Unit))
+		return fmt.Sprintf("(CASE WHEN %s > %d THEN %s ELSE %s + %s END)", s.says, longestLife,
+			s.d.milliseconds(s.says, t.Unit), s.d.milliseconds(s.says, t.Unit), s.d.milliseconds(s.saysSince, t.Unit))
 	}
-	return s.d.milliseconds(s.time, t.Unit)
+	return s.d.milliseconds(s.says, t.Unit)
 }
+
+// forever is longer than any session lives. A column may say more than a time.Duration can.
+const forever = 100 * 365 * 24 * time.Hour
 
 // longestLife is in seconds, ten years: a larger number is a moment.
 const longestLife = 10 * 365 * 24 * 60 * 60
@@ -122,7 +126,7 @@ const longestLife = 10 * 365 * 24 * 60 * 60
 // moved is what the time column says, in ms since 1970; 0 where the codec does not ask.
 func (s *Store) moved() string {
 	if s.opt.Table.Codec.Timed() && s.opt.Table.Time.Column != "" {
-		return s.d.milliseconds(s.time, s.opt.Table.Time.Unit)
+		return s.d.milliseconds(s.says, s.opt.Table.Time.Unit)
 	}
 	return "0"
 }
@@ -143,10 +147,10 @@ func (s *Store) left() string {
 	return "NULL"
 }
 
-// alive limits q to what is a session still: all that there is, where the application serves what is overdue.
+// alive limits q to what live takes for a session.
 func (s *Store) alive(q *query) *query {
 	if ends := s.ends(); ends != "" && !s.opt.Table.Lazy {
-		q.add(" AND " + ends + " > " + s.d.now)
+		q.add(fmt.Sprintf(" AND COALESCE(%s > %s, %t)", ends, s.d.now, s.opt.Lifetime > 0))
 	}
 	return q
 }
@@ -159,6 +163,15 @@ func (s *Store) moment(q *query, left time.Duration) *query {
 	}
 	return q.add(s.d.value(s.d.now+" + ?", t.Unit), left.Milliseconds())
 }
+
+// holds reports whether the table can hold the deadline of a session that lives for left: MySQL's FROM_UNIXTIME makes NULL,
+// so no deadline at all, of what is behind 2038.
+func (s *Store) holds(left time.Duration) bool {
+	t := s.opt.Table.Time
+	return s.d != mariadb || t.Unit != Timestamp || t.Meaning != Deadline || time.Now().Add(left).Unix() < 1<<31
+}
+
+var errBehind2038 = invalid("the table holds no deadline behind 2038")
 
 // raw is a row as it is in the table.
 type raw struct {
@@ -228,7 +241,7 @@ func (s *Store) record(r *raw) (store.Record, error) {
 	}
 	left := s.opt.Lifetime // no age: it begins now
 	if r.left.Valid {
-		left = time.Duration(r.left.Int64) * time.Millisecond
+		left = time.Duration(min(r.left.Int64, forever.Milliseconds())) * time.Millisecond
 	}
 	return store.Record{Data: body, Expires: time.Now().Add(left)}, nil
 }
@@ -328,6 +341,8 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 		return invalid("%d bytes are more than %d", len(rec.Data), s.opt.MaxValue)
 	case left <= 0:
 		return invalid("the deadline is not in the future")
+	case !s.holds(left):
+		return errBehind2038
 	}
 	row, err := s.opt.Table.Codec.Write(key, rec.Data)
 	if err != nil {
@@ -490,8 +505,11 @@ func (s *Store) touch(ctx context.Context, key string, expires time.Time, m *sto
 		return err
 	}
 	left := store.Record{Expires: expires}.Remaining(time.Now())
-	if left <= 0 {
+	switch {
+	case left <= 0:
 		return invalid("the deadline is not in the future")
+	case !s.holds(left):
+		return errBehind2038
 	}
 	ctx, cancel := s.begin(ctx)
 	defer cancel()
