@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ type PostgresServer struct {
 	port        int
 	args        []string
 	as          *syscall.Credential // the server refuses to run as root
+	paused      []int               // its processes that serve, which have groups of their own
 }
 
 // Postgres starts a PostgreSQL server on 127.0.0.1, and stops it after the test. It keeps its data over Restart. Further
@@ -85,12 +87,42 @@ func (s *PostgresServer) Restart(args ...string) {
 // Stop ends the server in the middle of whatever it does: at SIGTERM it would wait for its clients.
 func (s *PostgresServer) Stop() {
 	s.t.Helper()
+	s.Resume()
 	s.change("stop", func(p *process) error {
 		if err := p.signal(syscall.SIGINT, false); err != nil {
 			return err
 		}
 		return p.stop(func() { s.t.Logf("testserver: postgres: no end %v after SIGINT: killed", stopTime) })
 	})
+}
+
+// Pause stops the server where it stands (SIGSTOP): connections stay open and are accepted, and nothing answers.
+func (s *PostgresServer) Pause() {
+	s.t.Helper()
+	pids, err := s.Try("postgres", "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+	if err != nil {
+		s.t.Fatalf("testserver: postgres: pause: %v", err)
+	}
+	s.server.Pause() // before the others, so that it makes no more of them
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, line := range strings.Fields(pids) {
+		if pid, err := strconv.Atoi(line); err == nil && syscall.Kill(pid, syscall.SIGSTOP) == nil {
+			s.paused = append(s.paused, pid)
+		}
+	}
+}
+
+// Resume lets a paused server go on.
+func (s *PostgresServer) Resume() {
+	s.t.Helper()
+	s.mu.Lock()
+	for _, pid := range s.paused {
+		_ = syscall.Kill(pid, syscall.SIGCONT) // a process that stands still keeps its pid
+	}
+	s.paused = nil
+	s.mu.Unlock()
+	s.server.Resume()
 }
 
 func (s *PostgresServer) start() error {

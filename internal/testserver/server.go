@@ -144,7 +144,8 @@ func (s *server) start(cmd *exec.Cmd, onDeath syscall.Signal, ready func() (bool
 		}
 		select {
 		case <-p.done:
-			if strings.Contains(s.Log()[before.Size():], "Address already in use") {
+			// PostgreSQL's processes outlive a SIGKILL of the first one for a moment.
+			if log := s.Log()[before.Size():]; strings.Contains(log, "Address already in use") || strings.Contains(log, "pre-existing shared memory") {
 				return errPortTaken
 			}
 			return fmt.Errorf("ended at the start: %w", firstError(p.err, errors.New("exit status 0")))
