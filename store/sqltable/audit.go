@@ -21,7 +21,7 @@ const auditEvery = 50 * time.Millisecond
 
 // Audit implements store.Auditor: it looks into the server's list of connections for statements that name the table.
 func (s *Store) Audit(ctx context.Context) (store.Audit, error) {
-	_, name := s.place()
+	_, name := s.opt.Table.place()
 	named := regexp.MustCompile(`(?i)(^|[^a-z0-9_])` + regexp.QuoteMeta(name) + `($|[^a-z0-9_])`)
 	writers, readers := map[string]bool{}, map[string]bool{}
 	var a store.Audit

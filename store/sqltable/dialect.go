@@ -245,7 +245,9 @@ func classifyMySQL(err error) class {
 			return classDuplicate
 		case 1213: // ER_LOCK_DEADLOCK
 			return classAgain
-		case 1264, 1366, 1406, 1292, 1411: // out of range, not of the column's character set, too long, not a time (twice)
+		// Out of range, not of the column's character set, too long, not a time (twice), NULL, a constraint (MariaDB's and
+		// MySQL's), not JSON.
+		case 1264, 1366, 1406, 1292, 1411, 1048, 4025, 3819, 3140:
 			return classInvalid
 		case 1146: // ER_NO_SUCH_TABLE
 			return classMissing
@@ -267,7 +269,7 @@ func classifyPostgres(err error) class {
 			return classDuplicate
 		case e.Code == "40P01" || e.Code == "40001":
 			return classAgain
-		case strings.HasPrefix(e.Code, "22"): // a value that the column cannot hold
+		case strings.HasPrefix(e.Code, "22"), e.Code == "23502", e.Code == "23514": // a value that the column cannot hold, NULL, a constraint
 			return classInvalid
 		case e.Code == "42P01":
 			return classMissing

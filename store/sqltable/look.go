@@ -22,7 +22,7 @@ func (c column) isNumber() bool {
 }
 
 // small are types of columns that hold so little that a session may not fit, in bytes.
-var small = map[string]int{"tinyblob": 255, "tinytext": 255, "blob": 65535, "text": 65535}
+var small = map[string]int{"tinyblob": 255, "tinytext": 255, "blob": 65535, "text": 65535, "mediumblob": 1<<24 - 1, "mediumtext": 1<<24 - 1}
 
 // look asks the server what the columns are, and settles what depends on it.
 func (s *Store) look(ctx context.Context) error {
@@ -45,12 +45,16 @@ func (s *Store) look(ctx context.Context) error {
 	if s.idLen = int(id.length); s.idLen == 0 || s.idLen > 512 {
 		s.idLen = 512 // text
 	}
+	switch data.kind {
+	case "binary", "char", "character":
+		return fmt.Errorf("store/sqltable: column %s is of fixed width, and does not give back what was written: change its type", t.Data)
+	}
 	if s.d == postgres {
 		s.exact = true
 		s.idParam, s.dataParam = "?::varchar", "?::"+data.kind
 		switch id.kind { // compared as another type, it would not be looked up in the index
 		case "character":
-			s.idParam = "?::bpchar"
+			s.idParam, s.padded = "?::bpchar", true
 		case "bytea": // Joomla
 			s.idParam = "convert_to(?::varchar, 'UTF8')"
 		}
@@ -59,7 +63,8 @@ func (s *Store) look(ctx context.Context) error {
 		case "bytea":
 			return nil
 		case "json": // which knows no equality, and keeps the text as it is
-			s.sameData = fmt.Sprintf(s.d.same, s.data+"::text", "?::text")
+			s.asText = "::text"
+			s.sameData = fmt.Sprintf(s.d.same, s.data+s.asText, "?::text")
 		case "jsonb":
 			return fmt.Errorf("store/sqltable: column %s is jsonb, which does not give back what was written: change its type to json", t.Data)
 		}
@@ -70,12 +75,20 @@ func (s *Store) look(ctx context.Context) error {
 	if strings.Contains(data.kind, "char") || strings.Contains(data.kind, "binary") {
 		s.dataLen = int(data.length)
 	}
-	s.sameData = fmt.Sprintf(s.d.same, s.data, s.dataParam)
-	s.exact = strings.Contains(id.kind, "binary")
+	if data.kind == "json" { // of MySQL; MariaDB's is a text
+		return fmt.Errorf("store/sqltable: column %s is json, which does not give back what was written: change its type to longtext", t.Data)
+	}
+	s.exact, s.idFixed = strings.Contains(id.kind, "binary"), id.kind == "binary"
 	s.binary = strings.HasSuffix(id.collation, "_bin")
-	s.textual = !strings.Contains(data.kind, "blob") && !strings.Contains(data.kind, "binary")
+	s.sameID, s.sameData = fmt.Sprintf(s.d.same, asSent(s.id), s.idParam), fmt.Sprintf(s.d.same, s.data, s.dataParam)
+	if s.textual = data.collation != ""; s.textual {
+		s.sameData = fmt.Sprintf(s.d.same, asSent(s.data), s.dataParam)
+	}
 	return nil
 }
+
+// asSent is a text in the character set of our connections: its bytes in the table may be others.
+func asSent(column string) string { return "CONVERT(" + column + " USING utf8mb4)" }
 
 func (s *Store) lookAtColumns(ctx context.Context) error {
 	schema, table := s.opt.Table.place()

@@ -97,14 +97,53 @@ func (s *Store) exec(ctx context.Context, key string, q *query) (rows int64, err
 
 // row runs a read of one row, which scan reads. None is sql.ErrNoRows.
 func (s *Store) row(ctx context.Context, q *query, scan func(*sql.Row) error) error {
-	st, err := s.statement(ctx, q)
-	if err == nil {
-		err = scan(st.QueryRowContext(ctx, q.args...))
+	return s.get(ctx, q, "read", func(st *sql.Stmt) error { return scan(st.QueryRowContext(ctx, q.args...)) })
+}
+
+// rows runs a read of many rows, each of which scan reads.
+func (s *Store) rows(ctx context.Context, q *query, what string, scan func(*sql.Rows) error) error {
+	return s.get(ctx, q, what, func(st *sql.Stmt) error {
+		rows, err := st.QueryContext(ctx, q.args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if err := scan(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+}
+
+// get runs q, and runs it again where PostgreSQL does not take the statement any more, before it has answered with a row:
+// somebody has altered the table.
+func (s *Store) get(ctx context.Context, q *query, what string, run func(*sql.Stmt) error) error {
+	for try := 1; ; try++ {
+		st, err := s.statement(ctx, q)
+		if err == nil {
+			err = run(st)
+		}
+		switch {
+		case err == nil, errors.Is(err, sql.ErrNoRows):
+			return err
+		case try < tries && s.d.code(err) == "error 0A000": // feature_not_supported: cached plan must not change result type
+			s.forget(q, st)
+		default:
+			return s.failure(ctx, what, err, false)
+		}
 	}
-	if err == nil || errors.Is(err, sql.ErrNoRows) {
-		return err
+}
+
+// forget has q prepared anew, unless somebody else has seen to it.
+func (s *Store) forget(q *query, st *sql.Stmt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if text := q.text.String(); st != nil && s.stmts[text] == st {
+		delete(s.stmts, text)
+		st.Close()
 	}
-	return s.failure(ctx, "read", err, false)
 }
 
 // errDuplicate: there is a row of this id.

@@ -3,6 +3,8 @@ package sqltable_test
 import (
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +23,7 @@ func made(t *testing.T, s server, create, params string) (*sqltable.Store, strin
 	if !strings.Contains(params, "expires=") {
 		params += "&expires=expires"
 	}
-	return at(t, s.URL("app")+"?table="+name+"&id=id&data=data"+params), name
+	return at(t, s.URL("app")+"?op_bound=2s&table="+name+"&id=id&data=data"+params), name
 }
 
 // both runs test with each server for which there is a way to make the table.
@@ -208,3 +210,229 @@ func TestADeadlineBehind2038(t *testing.T) {
 
 // forever is longer than anything that is written in a test: until 2038 at the least.
 const forever = 10 * 365 * 24 * time.Hour
+
+// Ids that no client of ours can show are left alone, and counted; hostile keys are refused, and touch nothing.
+func TestIDs(t *testing.T) {
+	srv := servers(t)
+	for name, c := range map[string]struct {
+		server, create string
+		rows           []string // ids as SQL
+		skipped        int
+	}{
+		"VARBINARY": {"MariaDB", "(id VARBINARY(200) NULL UNIQUE, data BLOB, expires BIGINT) ENGINE=InnoDB",
+			[]string{"NULL", "''", "'abc  '", "'abc\\0'", "X'FF'", "X'00FF'", "'a\\'b c'", "'ä'", "'-- '"}, 7},
+		"CHAR": {"MariaDB", "(id CHAR(40) CHARACTER SET ascii COLLATE ascii_bin NULL UNIQUE, data BLOB, expires BIGINT) ENGINE=InnoDB",
+			[]string{"NULL", "''", "'abc  '", "'a b'"}, 1},
+		"utf8mb3": {"MariaDB", "(id VARCHAR(200) CHARACTER SET utf8mb3 NULL UNIQUE, data BLOB, expires BIGINT) ENGINE=InnoDB",
+			[]string{"NULL", "''", "'abc '", "'ä'", "'a b'"}, 3},
+		"utf8mb4": {"MariaDB", "(id VARCHAR(200) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NULL UNIQUE, data BLOB, expires BIGINT) ENGINE=InnoDB",
+			[]string{"'abc '", "_utf8mb4 X'F09F9880'", "'ab\\nc'"}, 3},
+		"latin1": {"MariaDB", "(id VARCHAR(200) CHARACTER SET latin1 NULL UNIQUE, data BLOB, expires BIGINT) ENGINE=InnoDB",
+			[]string{"'abc '", "_latin1 X'E4'"}, 2},
+		"ucs2": {"MariaDB", "(id VARCHAR(200) CHARACTER SET ucs2 NULL UNIQUE, data BLOB, expires BIGINT) ENGINE=InnoDB", []string{"'abc '"}, 1},
+		"varchar": {"PostgreSQL", "(id varchar(200) UNIQUE, data bytea, expires bigint)",
+			[]string{"NULL", "''", "'abc  '", "'ä'", "E'a\\nb'", "'a b'"}, 4},
+		"char": {"PostgreSQL", "(id char(40) UNIQUE, data bytea, expires bigint)", []string{"NULL", "''", "'abc  '", "'a b'"}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := srv[c.server]
+			st, table := made(t, s, c.create, "")
+			for _, id := range append(c.rows, "'a%b'", "'zzz'") {
+				s.Exec("INSERT INTO " + table + " VALUES (" + id + ", 'row', 4000000000)")
+			}
+			for limit := 1; limit < 12; limit++ {
+				var keys []string
+				skipped, cursor := 0, ""
+				for pages := 0; ; pages++ {
+					page, err := st.Scan(t.Context(), cursor, limit)
+					if err != nil || pages > 20 {
+						t.Fatalf("page %d: %v", pages, err)
+					}
+					keys, skipped, cursor = append(keys, page.Keys...), skipped+page.Skipped["foreign name"], page.Cursor
+					if cursor == "" {
+						break
+					}
+				}
+				want := "[a%b zzz]"
+				if strings.EqualFold(name, "char") {
+					want = "[a%b abc zzz]"
+				}
+				slices.Sort(keys)
+				if fmt.Sprint(keys) != want || skipped != c.skipped {
+					t.Errorf("pages of %d: %v, %d skipped, want %s, %d", limit, keys, skipped, want, c.skipped)
+				}
+			}
+			before := s.Exec("SELECT COUNT(*), SUM(expires), COUNT(DISTINCT data) FROM " + table)
+			for _, key := range []string{"", "abc ", "abc\x00", "\xff", "a'b c", "ä", "\U0001F600", "a\nb", strings.Repeat("a", 201), strings.Repeat("a", 600)} {
+				if _, err := st.Load(t.Context(), key); !errors.Is(err, store.ErrInvalid) {
+					t.Errorf("Load(%q): %v", key, err)
+				}
+				if err := st.Save(t.Context(), key, hour("x"), store.Always); !errors.Is(err, store.ErrInvalid) {
+					t.Errorf("Save(%q): %v", key, err)
+				}
+				if err := st.Touch(t.Context(), key, time.Now().Add(time.Hour)); !errors.Is(err, store.ErrInvalid) {
+					t.Errorf("Touch(%q): %v", key, err)
+				}
+				if _, err := st.Delete(t.Context(), key, store.Always); !errors.Is(err, store.ErrInvalid) {
+					t.Errorf("Delete(%q): %v", key, err)
+				}
+			}
+			// None of these is there, whatever the server takes for equal, or for SQL.
+			absent := []string{"ABC", "AbC", "'OR'1'='1", "'--", "\\", "a_b", "%", "zz%", "ZZZ", "a\\'b", `"`, "$1", "$(x)"}
+			if !strings.EqualFold(name, "char") {
+				absent = append(absent, "abc")
+			}
+			for _, key := range absent {
+				if _, err := st.Load(t.Context(), key); !errors.Is(err, store.ErrAbsent) {
+					t.Errorf("Load(%q): %v", key, err)
+				}
+				if all, err := st.InspectAll(t.Context(), []string{key, "zzz", key, "zzz"}); err != nil || all[0] != nil || all[2] != nil || all[1] == nil || all[3] == nil {
+					t.Errorf("InspectAll(%q): %v, %v", key, all, err)
+				}
+				if err := st.Touch(t.Context(), key, time.Now().Add(time.Hour)); !errors.Is(err, store.ErrAbsent) {
+					t.Errorf("Touch(%q): %v", key, err)
+				}
+				if err := st.Save(t.Context(), key, hour("x"), store.IfPresent); !errors.Is(err, store.ErrConflict) {
+					t.Errorf("Save(%q): %v", key, err)
+				}
+				if existed, err := st.Delete(t.Context(), key, store.Always); existed || err != nil {
+					t.Errorf("Delete(%q): %v, %v", key, existed, err)
+				}
+			}
+			if after := s.Exec("SELECT COUNT(*), SUM(expires), COUNT(DISTINCT data) FROM " + table); after != before {
+				t.Errorf("%q became %q", before, after)
+			}
+			// Such a key is a session of its own, or it is refused: never the other one.
+			for _, key := range absent {
+				if err := st.Save(t.Context(), key, hour("mine"), store.Always); err == nil {
+					if rec, err := st.Load(t.Context(), key); err != nil || string(rec.Data) != "mine" {
+						t.Errorf("Load(%q): %q, %v", key, rec.Data, err)
+					}
+				} else if store.OutcomeOf(err) != store.OutcomeUnavailable && store.OutcomeOf(err) != store.OutcomeInvalid {
+					t.Errorf("Save(%q): %v", key, err)
+				}
+			}
+			if got := s.Exec("SELECT COUNT(*) FROM " + table + " WHERE data = 'row'"); got != fmt.Sprint(len(c.rows)+2) {
+				t.Errorf("%s rows are as they were", got)
+			}
+		})
+	}
+}
+
+// A BINARY column fills an id up with zeros, and does not find it again: it takes ids of its own length.
+func TestIDsOfFixedWidth(t *testing.T) {
+	s, _ := made(t, testserver.MariaDB(t), "(id BINARY(8) PRIMARY KEY, data BLOB, expires BIGINT) ENGINE=InnoDB", "")
+	if err := s.Save(t.Context(), "short", hour("x"), store.Always); !errors.Is(err, store.ErrInvalid) {
+		t.Errorf("Save: %v", err)
+	}
+	if err := s.Save(t.Context(), "longlong", hour("x"), store.Always); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Load(t.Context(), "longlong"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A body comes back byte by byte, in a column of any type, or is refused and leaves what was there.
+func TestBodies(t *testing.T) {
+	all := make([]byte, 256)
+	for i := range all {
+		all[i] = byte(i)
+	}
+	bodies := map[string]string{"empty": "", "all bytes": string(all), "NUL": "O:1:\"\x00A\x00b\"", "umlaut": "ä|s:2:\"ä\";", "emoji": "\U0001F600",
+		"blanks": "x  ", "JSON": `{"b": 1, "a":2,"a":3}`, "not UTF-8": "\xe4\xff", "quotes": `'"\'`, "igbinary": "\x00\x00\x00\x02\x14\x00", "Storable": "pst0\x04\x0b\x00",
+		"64K-1": strings.Repeat("x", 65535), "64K": strings.Repeat("x", 65536), "line feeds": "a\r\nb\n"}
+	srv := servers(t)
+	for server, kinds := range map[string][]string{
+		"MariaDB": {"LONGBLOB", "BLOB", "TINYBLOB", "VARBINARY(2000)", "LONGTEXT", "TEXT", "VARCHAR(2000)", "LONGTEXT CHARACTER SET latin1",
+			"LONGTEXT CHARACTER SET utf8mb3", "LONGTEXT CHARACTER SET ucs2", "JSON"},
+		"PostgreSQL": {"bytea", "text", "varchar(2000)", "json"},
+	} {
+		for _, kind := range kinds {
+			for _, codec := range []string{"", "base64"} {
+				if codec != "" && strings.EqualFold(kind, "json") {
+					continue
+				}
+				t.Run(server+", "+kind+", "+codec, func(t *testing.T) {
+					params := ""
+					if codec != "" {
+						params = "&codec=" + codec
+					}
+					s, table := made(t, srv[server], "(id varchar(64) PRIMARY KEY, data "+kind+", expires bigint)", params)
+					for name, body := range bodies {
+						if err := s.Save(t.Context(), "k", hour(`"old"`), store.Always); err != nil {
+							t.Fatal(err)
+						}
+						want := body
+						switch err := s.Save(t.Context(), "k", hour(body), store.Always); {
+						case errors.Is(err, store.ErrInvalid):
+							if want = `"old"`; strings.Contains(strings.ToLower(kind), "long") && codec != "" || kind == "bytea" || kind == "LONGBLOB" {
+								t.Errorf("%s: %v", name, err)
+							}
+						case err != nil:
+							t.Errorf("%s: %v", name, err)
+						}
+						rec, err := s.Load(t.Context(), "k")
+						if err != nil || string(rec.Data) != want {
+							t.Errorf("%s: got %.100q, want %.100q, %v", name, rec.Data, want, err)
+						}
+						if err := s.Save(t.Context(), "k", hour(`"next"`), store.IfVersion(rec.Version())); err != nil {
+							t.Errorf("%s: Save over what was read: %v", name, err)
+						}
+					}
+					if err := s.Save(t.Context(), "k", hour(`"old"`), store.Always); err != nil {
+						t.Fatal(err)
+					}
+					srv[server].Exec("UPDATE " + table + " SET data = NULL")
+					rec, err := s.Load(t.Context(), "k")
+					if err != nil || len(rec.Data) != 0 {
+						t.Errorf("NULL: %q, %v", rec.Data, err)
+					}
+					if _, err := s.Delete(t.Context(), "k", store.IfVersion(rec.Version())); err != nil {
+						t.Errorf("NULL: %v", err)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What the server has cut off is no session, and is not moved.
+func TestABodyThatWasCutOff(t *testing.T) {
+	my := testserver.MariaDB(t)
+	s, table := made(t, my, "(id VARBINARY(64) PRIMARY KEY, data BLOB, expires BIGINT) ENGINE=InnoDB", "")
+	my.Exec("SET sql_mode = ''; INSERT INTO " + table + " VALUES ('k', REPEAT('x', 70000), 4000000000)")
+	if _, err := s.Load(t.Context(), "k"); !errors.Is(err, store.ErrInvalid) {
+		t.Errorf("Load: %v", err)
+	}
+	if err := s.Save(t.Context(), "k", hour("whole"), store.Always); err != nil {
+		t.Errorf("Save: %v", err)
+	}
+}
+
+// A row that is much too large is not read into memory.
+func TestAHugeRow(t *testing.T) {
+	both(t, plain["MariaDB"], plain["PostgreSQL"], func(t *testing.T, s server, create string) {
+		st, table := made(t, s, create, "&max_value=10000")
+		repeat := map[bool]string{true: "REPEAT('x', 12000000)", false: "convert_to(repeat('x', 12000000), 'UTF8')"}[isMySQL(s)]
+		s.Exec("INSERT INTO " + table + " VALUES ('k', " + repeat + ", 2000000000)")
+		if err := st.Save(t.Context(), "small", hour("x"), store.Always); err != nil {
+			t.Fatal(err)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := st.Load(t.Context(), "k"); !errors.Is(err, store.ErrInvalid) {
+			t.Errorf("Load: %v", err)
+		}
+		if _, err := st.InspectAll(t.Context(), []string{"small", "k"}); err == nil {
+			t.Errorf("InspectAll: %v", err)
+		}
+		runtime.ReadMemStats(&after)
+		if grown := after.TotalAlloc - before.TotalAlloc; grown > 2_000_000 {
+			t.Errorf("%d bytes were taken", grown)
+		}
+		if existed, err := st.Delete(t.Context(), "k", store.Always); !existed || err != nil {
+			t.Errorf("Delete: %v, %v", existed, err)
+		}
+	})
+}

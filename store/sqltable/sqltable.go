@@ -41,9 +41,13 @@ type Store struct {
 	table, id, data, time, since string // quoted
 	says, saysSince              string // time and since as they are read
 	idParam, dataParam           string // ? with what the server has to know of its type
-	sameData                     string // the column of the body holds the bytes of ?
+	sameID                       string // the column of ids holds the bytes of ?, where it may take another id for equal
+	sameData                     string // that of the body does
 	idLen                        int    // longest id in bytes
 	dataLen                      int    // of a column that holds little, in bytes: a body of that length may have been cut off
+	padded                       bool   // ids are filled up with blanks
+	idFixed                      bool   // ids are of idLen bytes, no less
+	asText                       string // behind the column of the body where it is of a type without a length
 	exact                        bool   // the server tells ids apart byte by byte
 	binary                       bool   // it does, but for blanks at the end
 	textual                      bool   // the column of the body is text, and takes no []byte
@@ -76,6 +80,9 @@ func (s *Store) check(key string) error {
 	if key == "" || len(key) > 512 || len(s.opt.Table.columnID(key)) > s.idLen {
 		return invalid("a key has 1 to %d characters", s.idLen-len(s.opt.Table.Prefix))
 	}
+	if s.idFixed && len(s.opt.Table.columnID(key)) < s.idLen {
+		return invalid("ids are of %d characters", s.idLen)
+	}
 	for i := range len(key) {
 		if key[i] <= ' ' || key[i] > '~' {
 			return invalid("a key has visible ASCII characters only")
@@ -97,7 +104,7 @@ func (s *Store) where(q *query, key string) *query {
 	id := s.opt.Table.columnID(key)
 	q.add(" WHERE "+s.id+" = "+s.idParam, id)
 	if !s.exact { // another id may be equal to it by the column's collation
-		q.add(" AND "+fmt.Sprintf(s.d.same, s.id, s.idParam), id)
+		q.add(" AND "+s.sameID, id)
 	}
 	return q
 }
@@ -176,24 +183,26 @@ var errBehind2038 = invalid("the table holds no deadline behind 2038")
 // raw is a row as it is in the table.
 type raw struct {
 	key  string
-	data []byte
+	data []byte        // nil where it is too large to be read
+	size int64         // of the column, in bytes
 	left sql.NullInt64 // ms
 	time sql.NullInt64 // what the time column says, if the codec is timed
 }
 
 // columns are what a row is read from, and scan reads them.
 func (s *Store) columns() string {
-	return s.id + ", " + s.data + ", " + s.left() + ", " + s.moved()
+	size := "octet_length(" + s.data + s.asText + ")"
+	return fmt.Sprintf("%s, CASE WHEN %s <= %d THEN %s END, COALESCE(%s, 0), %s, %s", s.id, size, s.columnSize(), s.data, size, s.left(), s.moved())
 }
 
 // scan reads a row; one that is not of this table's form has no key.
 func (s *Store) scan(scan func(...any) error) (*raw, error) {
 	r := &raw{}
 	var id []byte
-	if err := scan(&id, &r.data, &r.left, &r.time); err != nil {
+	if err := scan(&id, &r.data, &r.size, &r.left, &r.time); err != nil {
 		return nil, err
 	}
-	r.key = unpadded(string(id))
+	r.key = s.unpadded(string(id))
 	return r, nil
 }
 
@@ -211,14 +220,24 @@ func (s *Store) read(ctx context.Context, key string) (*raw, error) {
 		return nil, err
 	case r.key != s.opt.Table.columnID(key):
 		return nil, nil
-	case len(r.data) > s.columnSize():
-		return nil, &store.RefusedError{Reason: "too large"}
+	case s.huge(r):
+		return nil, errHuge
 	}
 	return r, nil
 }
 
-// unpadded is an id without the blanks that fill a column of fixed width. No key of ours ends in one.
-func unpadded(id string) string { return strings.TrimRight(id, " ") }
+// unpadded is an id without the blanks that fill a column of fixed width, which MySQL takes off itself. No key of ours ends
+// in one.
+func (s *Store) unpadded(id string) string {
+	if s.padded {
+		return strings.TrimRight(id, " ")
+	}
+	return id
+}
+
+var errHuge = &store.RefusedError{Reason: "too large"}
+
+func (s *Store) huge(r *raw) bool { return r.size > int64(s.columnSize()) }
 
 // columnSize is the largest column that may hold a body of MaxValue bytes: Base64 takes four for three.
 func (s *Store) columnSize() int { return s.opt.MaxValue*3/2 + 1024 }
@@ -229,6 +248,8 @@ func (s *Store) record(r *raw) (store.Record, error) {
 	key, _ := t.key(r.key)
 	body, err := t.Codec.Read(Row{ID: key, Data: r.data, Time: r.time.Int64})
 	switch {
+	case s.huge(r):
+		return store.Record{}, errHuge
 	case err != nil:
 		return store.Record{}, &store.RefusedError{Reason: "not of the table's codec"}
 	case s.dataLen > 0 && len(r.data) == s.dataLen:
@@ -237,7 +258,7 @@ func (s *Store) record(r *raw) (store.Record, error) {
 		return store.Record{}, &store.RefusedError{Reason: "without a deadline"}
 	}
 	if len(body) > s.opt.MaxValue {
-		return store.Record{}, &store.RefusedError{Reason: "too large"}
+		return store.Record{}, errHuge
 	}
 	left := s.opt.Lifetime // no age: it begins now
 	if r.left.Valid {
@@ -280,12 +301,13 @@ const bulk = 50
 func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record, error) {
 	ctx, cancel := s.begin(ctx)
 	defer cancel()
-	at := make(map[string]int, len(keys))
+	at := make(map[string][]int, len(keys))
 	for i, key := range keys {
 		if err := s.check(key); err != nil {
 			return nil, err
 		}
-		at[s.opt.Table.columnID(key)] = i
+		id := s.opt.Table.columnID(key)
+		at[id] = append(at[id], i)
 	}
 	all := make([]*store.Record, len(keys))
 	for rest := range slices.Chunk(keys, bulk) {
@@ -293,32 +315,22 @@ func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record,
 		for i := range bulk { // always as many, so that there is one statement; the last one again is nothing more
 			q.add(map[bool]string{true: ", "}[i > 0]+s.idParam, s.opt.Table.columnID(rest[min(i, len(rest)-1)]))
 		}
-		st, err := s.statement(ctx, q.add(")"))
+		err := s.rows(ctx, q.add(")"), "read", func(rows *sql.Rows) error {
+			r, err := s.scan(rows.Scan)
+			if err != nil || !s.live(r) {
+				return err
+			}
+			for _, i := range at[r.key] { // none: another id, that is equal by the column's collation
+				rec, err := s.record(r)
+				if err != nil {
+					return err
+				}
+				all[i] = &rec
+			}
+			return nil
+		})
 		if err != nil {
-			return nil, s.failure(ctx, "prepare", err, false)
-		}
-		rows, err := st.QueryContext(ctx, q.args...)
-		if err != nil {
-			return nil, s.failure(ctx, "read", err, false)
-		}
-		for rows.Next() {
-			var r *raw
-			if r, err = s.scan(rows.Scan); err != nil {
-				break
-			}
-			i, asked := at[r.key]
-			if !asked || !s.live(r) { // another id that is equal by the column's collation
-				continue
-			}
-			var rec store.Record
-			if rec, err = s.record(r); err != nil {
-				break
-			}
-			all[i] = &rec
-		}
-		err = errors.Join(err, rows.Close())
-		if err = errors.Join(err, rows.Err()); err != nil {
-			return nil, s.failure(ctx, "read", err, false)
+			return nil, err
 		}
 	}
 	return all, nil
@@ -582,36 +594,29 @@ func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.
 		}
 		after = cursor[1:]
 	}
-	// Not bounded as the others are: ids of a page are read by an index.
+	// A page takes longer than one row, though its ids are read by an index.
+	ctx, cancel := context.WithTimeout(ctx, 5*s.opt.Bound)
+	defer cancel()
 	q := s.query("SELECT "+s.id+" FROM "+s.table+" WHERE "+s.id+" > "+s.idParam+" ORDER BY "+s.id+" LIMIT ?", after, limit)
-	st, err := s.statement(ctx, q)
-	if err != nil {
-		return page, s.failure(ctx, "scan", err, false)
-	}
-	rows, err := st.QueryContext(ctx, q.args...)
-	if err != nil {
-		return page, s.failure(ctx, "scan", err, false)
-	}
-	defer rows.Close()
 	n := 0
 	page.Skipped = map[string]int{}
-	for rows.Next() {
+	err = s.rows(ctx, q, "scan", func(rows *sql.Rows) error {
 		var id string
 		if err := rows.Scan(&id); err != nil {
-			return page, s.failure(ctx, "scan", err, false)
+			return err
 		}
 		n++
-		id = unpadded(id)
+		id = s.unpadded(id)
 		page.Cursor = "=" + id
-		key, ours := s.opt.Table.key(id)
-		if !ours || s.check(key) != nil {
+		if key, ours := s.opt.Table.key(id); ours && s.check(key) == nil {
+			page.Keys = append(page.Keys, key)
+		} else {
 			page.Skipped["foreign name"]++
-			continue
 		}
-		page.Keys = append(page.Keys, key)
-	}
-	if err := rows.Err(); err != nil {
-		return page, s.failure(ctx, "scan", err, false)
+		return nil
+	})
+	if err != nil {
+		return store.Page{}, err
 	}
 	if n < limit {
 		page.Cursor = ""

@@ -1,0 +1,333 @@
+package sqltable_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sessile/sessile/internal/testserver"
+	"github.com/sessile/sessile/store"
+	"github.com/sessile/sessile/store/sqltable"
+)
+
+// sqlServer is what the tests of trouble need of either kind.
+type sqlServer interface {
+	server
+	Stop()
+	Kill()
+	Pause()
+	Resume()
+	Restart(args ...string)
+	Try(db, sql string) (string, error)
+}
+
+// plain is a table for either kind of server.
+var plain = map[string]string{
+	"MariaDB":    "(id VARBINARY(64) PRIMARY KEY, data LONGBLOB, expires INT UNSIGNED) ENGINE=InnoDB",
+	"PostgreSQL": "(id varchar(64) PRIMARY KEY, data bytea, expires integer)",
+}
+
+// withUser makes a user who may do in app what applications may, and no more.
+func withUser(s sqlServer) {
+	if isMySQL(s) {
+		s.Exec("CREATE USER site; GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP ON app.* TO site")
+	} else {
+		s.Exec("CREATE USER site; GRANT ALL ON SCHEMA public TO site; ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO site")
+	}
+}
+
+func isMySQL(s server) bool { return strings.HasPrefix(s.URL(""), "mysql") }
+
+// severed ends the connections of a user.
+func severed(s server, user string) {
+	if isMySQL(s) {
+		s.Exec("KILL CONNECTION USER " + user)
+	} else {
+		s.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '" + user + "'")
+	}
+}
+
+// An operation, and how to see that it was done.
+type operation struct {
+	name string
+	read bool
+	do   func(ctx context.Context, s *sqltable.Store, key string) error
+	done func(rec store.Record, err error) bool
+}
+
+var operations = []operation{
+	{"Load", true, func(ctx context.Context, s *sqltable.Store, key string) error { _, err := s.Load(ctx, key); return err }, nil},
+	{"Inspect", true, func(ctx context.Context, s *sqltable.Store, key string) error {
+		_, err := s.Inspect(ctx, key)
+		return err
+	}, nil},
+	{"InspectAll", true, func(ctx context.Context, s *sqltable.Store, key string) error {
+		all, err := s.InspectAll(ctx, []string{key})
+		if err == nil && all[0] == nil {
+			return store.ErrAbsent
+		}
+		return err
+	}, nil},
+	{"Scan", true, func(ctx context.Context, s *sqltable.Store, key string) error {
+		page, err := s.Scan(ctx, "", 1000)
+		if err == nil && len(page.Keys) == 0 {
+			return store.ErrAbsent
+		}
+		return err
+	}, nil},
+	{"Mark", true, func(ctx context.Context, s *sqltable.Store, key string) error {
+		m, err := s.Mark(ctx)
+		if err == nil && m != mark {
+			return store.ErrAbsent
+		}
+		return err
+	}, nil},
+	{"Save", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		return s.Save(ctx, key, hour("new"), store.Always)
+	}, isNew},
+	{"Save under the mark", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		return s.Under(mark).Save(ctx, key, hour("new"), store.Always)
+	}, isNew},
+	{"Save over a version", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		return s.Save(ctx, key, hour("new"), store.IfVersion(store.VersionOf([]byte("old"), 0)))
+	}, isNew},
+	{"Touch", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		return s.Touch(ctx, key, time.Now().Add(3*time.Hour))
+	}, func(rec store.Record, err error) bool { return err == nil && time.Until(rec.Expires) > 2*time.Hour }},
+	{"Delete", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		existed, err := s.Delete(ctx, key, store.Always)
+		if err == nil && !existed {
+			return store.ErrAbsent
+		}
+		return err
+	}, func(_ store.Record, err error) bool { return errors.Is(err, store.ErrAbsent) }},
+	{"Lock", true, func(ctx context.Context, s *sqltable.Store, key string) error {
+		ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		defer cancel()
+		err := s.Lock(ctx, key, "t", time.Minute)
+		if err == nil {
+			s.Unlock(ctx, key, "t")
+		}
+		return err
+	}, nil},
+}
+
+func isNew(rec store.Record, err error) bool { return err == nil && string(rec.Data) == "new" }
+
+var mark = store.Mark{Identity: "i"}
+
+// Whatever happens to the server: a read is never absent, a write is done if it was said to be and not if it was said that
+// it is not, everything ends within its bound, and when the server is back everybody's session is there.
+func TestTrouble(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		mysql, pg func(t *testing.T, s sqlServer, table string) (undo func())
+		fine      bool   // operations may as well succeed
+		outside   string // those that have nothing to do with it
+	}{
+		{"the server is stopped", stop, stop, false, ""},
+		{"the server is killed", kill, kill, true, ""},
+		{"the server stands still", pause, pause, false, ""},
+		{"the server restarts", restart, restart, true, ""},
+		{"connections are lost", func(_ *testing.T, s sqlServer, _ string) func() { severed(s, "site"); return func() {} },
+			func(_ *testing.T, s sqlServer, _ string) func() { severed(s, "site"); return func() {} }, true, ""},
+		{"too many connections", func(t *testing.T, s sqlServer, _ string) func() {
+			s.Exec("CREATE USER other; SET GLOBAL max_connections = 10")
+			return crowd(t, s, 10, "site")
+		}, func(t *testing.T, s sqlServer, _ string) func() {
+			s.Restart("-c", "max_connections=8", "-c", "superuser_reserved_connections=2")
+			return crowd(t, s, 8, "site")
+		}, false, ""},
+		{"too many connections of the user", func(t *testing.T, s sqlServer, _ string) func() {
+			s.Exec("ALTER USER site WITH MAX_USER_CONNECTIONS 1")
+			return crowd(t, s, 1, "site")
+		}, func(t *testing.T, s sqlServer, _ string) func() {
+			s.Exec("ALTER ROLE site CONNECTION LIMIT 1")
+			return crowd(t, s, 1, "site")
+		}, false, ""},
+		{"the password is another", func(_ *testing.T, s sqlServer, _ string) func() {
+			s.Exec("ALTER USER site IDENTIFIED BY 'other'")
+			severed(s, "site")
+			return func() { s.Exec("ALTER USER site IDENTIFIED BY ''") }
+		}, func(_ *testing.T, s sqlServer, _ string) func() {
+			s.Exec("ALTER ROLE site NOLOGIN")
+			severed(s, "site")
+			return func() { s.Exec("ALTER ROLE site LOGIN") }
+		}, false, ""},
+		{"the table is locked", func(t *testing.T, s sqlServer, table string) func() {
+			return locked(t, s, "LOCK TABLES "+table+" WRITE", "UNLOCK TABLES")
+		},
+			func(t *testing.T, s sqlServer, table string) func() {
+				return locked(t, s, "BEGIN; LOCK TABLE "+table+" IN ACCESS EXCLUSIVE MODE", "ROLLBACK")
+			}, true, ""},
+		{"the table is renamed", renamed, renamed, false, "Mark Lock"},
+		{"the table is another one for a moment", widened, widened, true, ""},
+		{"a right is taken", func(_ *testing.T, s sqlServer, table string) func() {
+			s.Exec("REVOKE ALL ON app.* FROM site")
+			severed(s, "site")
+			return func() { s.Exec("GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP ON app.* TO site") }
+		}, func(_ *testing.T, s sqlServer, table string) func() {
+			s.Exec("REVOKE ALL ON " + table + " FROM site; REVOKE ALL ON sessile_marks FROM site")
+			return func() { s.Exec("GRANT ALL ON " + table + " TO site; GRANT ALL ON sessile_marks TO site") }
+		}, false, "Lock"},
+	} {
+		for name, trouble := range map[string]func(*testing.T, sqlServer, string) func(){"MariaDB": c.mysql, "PostgreSQL": c.pg} {
+			t.Run(c.name+", "+name, func(t *testing.T) {
+				var srv sqlServer
+				if name == "MariaDB" {
+					srv = testserver.MariaDB(t)
+				} else {
+					srv = testserver.Postgres(t)
+				}
+				withUser(srv)
+				s, table := made(t, as(srv, "site"), plain[name], "")
+				if !isMySQL(srv) {
+					srv.Exec("GRANT ALL ON " + table + " TO site")
+				}
+				if err := s.SwapMark(t.Context(), store.Mark{}, mark); err != nil {
+					t.Fatal(err)
+				}
+				keys := make([]string, len(operations))
+				for i := range operations {
+					keys[i] = fmt.Sprint("k", i)
+					if err := s.Save(t.Context(), keys[i], hour("old"), store.Always); err != nil {
+						t.Fatal(err)
+					}
+				}
+				undo := trouble(t, srv, table)
+				errs := make([]error, len(operations))
+				var wg sync.WaitGroup
+				for i, op := range operations {
+					wg.Go(func() {
+						began := time.Now()
+						errs[i] = op.do(t.Context(), s, keys[i])
+						if took := time.Since(began); took > 2500*time.Millisecond && op.name != "Scan" || took > 11*time.Second {
+							t.Errorf("%s took %v", op.name, took)
+						}
+					})
+				}
+				wg.Wait()
+				undo()
+				for i, op := range operations {
+					o := store.OutcomeOf(errs[i])
+					switch {
+					case (c.fine || strings.Contains(c.outside, op.name)) && o == store.OK:
+					case o == store.OutcomeUnavailable:
+					case errors.Is(errs[i], store.ErrLocked) && c.fine:
+					case o == store.OutcomeUnknown && !op.read:
+					default:
+						t.Errorf("%s: %v", op.name, errs[i])
+					}
+					var rec store.Record
+					var err error
+					for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+						rec, err = s.Inspect(t.Context(), keys[i])
+						if err == nil || errors.Is(err, store.ErrAbsent) {
+							break
+						}
+						if time.Now().After(deadline) {
+							t.Fatalf("Inspect behind it: %v", err)
+						}
+					}
+					was := err == nil && string(rec.Data) == "old" && time.Until(rec.Expires) < 2*time.Hour
+					is := op.done != nil && op.done(rec, err)
+					if o == store.OK && !op.read && !is || o == store.OutcomeUnavailable && !was || !was && !is {
+						t.Errorf("%s came to %v, and then there is %q for %v, %v", op.name, errs[i], rec.Data, time.Until(rec.Expires), err)
+					}
+					if err := op.do(t.Context(), s, keys[i]); err != nil && !errors.Is(err, store.ErrConflict) && !is {
+						t.Errorf("%s behind it: %v", op.name, err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func stop(_ *testing.T, s sqlServer, _ string) func() { s.Stop(); return func() { s.Restart() } }
+func kill(_ *testing.T, s sqlServer, _ string) func() { s.Kill(); return func() { s.Restart() } }
+func pause(_ *testing.T, s sqlServer, _ string) func() {
+	s.Pause()
+	return s.Resume
+}
+func restart(_ *testing.T, s sqlServer, _ string) func() { s.Restart(); return func() {} }
+
+// crowd takes n connections as user, and ends the ones that the store has.
+func crowd(t *testing.T, s sqlServer, n int, user string) func() {
+	t.Helper()
+	severed(s, "site")
+	db := raw(t, as(s, user).URL("app"))
+	for range n {
+		c, err := db.Conn(t.Context())
+		if err != nil {
+			break // it is full
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	return func() { db.Close(); severed(s, user) }
+}
+
+// locked runs sql on a connection of its own, and undo at the end.
+func locked(t *testing.T, s sqlServer, sql, undo string) func() {
+	t.Helper()
+	c, err := raw(t, s.URL("app")).Conn(t.Context())
+	if err == nil {
+		_, err = c.ExecContext(t.Context(), sql)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { c.ExecContext(t.Context(), undo); c.Close() }
+}
+
+func renamed(_ *testing.T, s sqlServer, table string) func() {
+	s.Exec("ALTER TABLE " + table + " RENAME TO away")
+	return func() { s.Exec("ALTER TABLE away RENAME TO " + table) }
+}
+
+// widened changes columns under statements that are prepared.
+func widened(_ *testing.T, s sqlServer, table string) func() {
+	if isMySQL(s) {
+		s.Exec("ALTER TABLE " + table + " ADD extra INT FIRST, MODIFY id VARBINARY(128)")
+	} else {
+		s.Exec("ALTER TABLE " + table + " ADD extra int; ALTER TABLE " + table + " ALTER id TYPE varchar(128)")
+	}
+	return func() {}
+}
+
+// Somebody alters the table while statements are prepared: nobody notices.
+func TestATableThatIsAltered(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			s, table := made(t, srv, plain[name], "")
+			if err := s.Save(t.Context(), "k", hour("x"), store.Always); err != nil {
+				t.Fatal(err)
+			}
+			many := func() {
+				var wg sync.WaitGroup
+				for range 8 {
+					wg.Go(func() {
+						for range 10 {
+							if _, err := s.Load(t.Context(), "k"); err != nil {
+								t.Errorf("Load: %v", err)
+							}
+							if _, err := s.Scan(t.Context(), "", 10); err != nil {
+								t.Errorf("Scan: %v", err)
+							}
+							if all, err := s.InspectAll(t.Context(), []string{"k"}); err != nil || all[0] == nil {
+								t.Errorf("InspectAll: %v", err)
+							}
+						}
+					})
+				}
+				wg.Wait()
+			}
+			many()
+			widened(t, srv.(sqlServer), table)
+			many()
+		})
+	}
+}
