@@ -35,6 +35,9 @@ type dialect struct {
 	matches           string                 // whether the text in a column is of a form: column, regular expression
 	schema            string                 // where tables are looked for
 	marks             string                 // makes the table of marks, if it is not there
+	// begin begins a transaction that locks no more than a row: in MySQL's usual isolation one that is not there would lock
+	// out others that are to be made.
+	begin []string
 	// lock asks for the lock that is named, and unlock gives it back, each with a truth for an answer. lock is told how
 	// many seconds to wait for it, if lockWaits, and asked again after a moment.
 	lock, unlock string
@@ -100,6 +103,7 @@ var mariadb = &dialect{
 	others:    "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1)), info FROM information_schema.processlist WHERE db = DATABASE() AND info IS NOT NULL AND id <> CONNECTION_ID()",
 	seesAll:   "SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'PROCESS'",
 	letSee:    "GRANT PROCESS ON *.* TO it",
+	begin:     []string{"SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"},
 	lock:      "SELECT " + ours + "GET_LOCK(?, ?)",
 	lockWaits: true,
 	readOnly:  "SELECT @@global.read_only",
@@ -140,6 +144,7 @@ var postgres = &dialect{
 	schema:   "current_schema()",
 	marks:    "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
 	own:      "CREATE TABLE IF NOT EXISTS %s (id varchar(512) COLLATE \"C\" PRIMARY KEY, data bytea NOT NULL, expires bigint NOT NULL)",
+	begin:    []string{"BEGIN ISOLATION LEVEL READ COMMITTED"},
 	// The server's own wait would end with lock_timeout, as an error.
 	lock:     "SELECT pg_try_advisory_lock(hashtext($1))",
 	unlock:   "SELECT pg_advisory_unlock(hashtext($1))",

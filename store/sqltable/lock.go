@@ -6,6 +6,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +22,9 @@ type locks struct {
 	mu     sync.Mutex       // guards held, closed
 	held   map[string]*lock // by key: who holds it, or is asking for it
 	closed bool
+
+	open context.Context // until closed
+	end  context.CancelFunc
 }
 
 type lock struct {
@@ -33,6 +38,7 @@ type lock struct {
 
 func (l *locks) init(n int) {
 	l.seats, l.held = make(chan struct{}, n), map[string]*lock{}
+	l.open, l.end = context.WithCancel(context.Background())
 }
 
 // Lock implements store.Store.
@@ -44,14 +50,19 @@ func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration)
 		return fmt.Errorf("store/sqltable: %w: a lock needs a token and a life", store.ErrInvalid)
 	}
 	l := &lock{token: token, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.locks.open, cancel)()
 	if err := s.locks.turn(ctx, key, l); err != nil {
 		return err
 	}
 	conn, row, err := s.acquire(ctx, key)
 	s.locks.mu.Lock()
 	defer s.locks.mu.Unlock()
-	if err == nil && s.locks.closed {
-		s.release(conn, row, key)
+	if s.locks.closed {
+		if err == nil {
+			s.release(conn, row, key)
+		}
 		err = errClosed
 	}
 	if err != nil {
@@ -60,7 +71,7 @@ func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration)
 		return err
 	}
 	l.conn, l.row, l.until = conn, row, time.Now().Add(life)
-	l.timer = time.AfterFunc(life, func() { s.Unlock(context.Background(), key, token) })
+	l.timer = time.AfterFunc(life, func() { s.unlock(key, func(other *lock) bool { return other == l }) })
 	return nil
 }
 
@@ -82,6 +93,9 @@ func (k *locks) turn(ctx context.Context, key string, l *lock) error {
 		select {
 		case <-other.done:
 		case <-ctx.Done():
+			if k.open.Err() != nil {
+				return errClosed
+			}
 			return store.ErrLocked
 		}
 	}
@@ -150,10 +164,10 @@ func (s *Store) acquire(ctx context.Context, key string) (*sql.Conn, *rowLock, e
 // and its locks end with it.
 func (s *Store) release(conn *sql.Conn, row *rowLock, key string) (held bool) {
 	defer func() { <-s.locks.seats }()
-	held = row == nil || row.end()
+	ctx, cancel := context.WithTimeout(context.Background(), s.opt.Bound)
+	defer cancel()
+	held = row == nil || row.end(ctx)
 	if key != "" {
-		ctx, cancel := context.WithTimeout(context.Background(), s.opt.Bound)
-		defer cancel()
 		var got sql.NullBool
 		err := conn.QueryRowContext(ctx, s.d.unlock, s.lockName(key)).Scan(&got)
 		if err != nil || !got.Bool {
@@ -175,11 +189,16 @@ func (s *Store) Unlock(ctx context.Context, key, token string) (bool, error) {
 	if err := s.check(key); err != nil {
 		return false, err
 	}
+	return s.unlock(key, func(l *lock) bool { return l.token == token }), nil
+}
+
+// unlock ends the lock on key if it is the one that is meant.
+func (s *Store) unlock(key string, meant func(*lock) bool) bool {
 	s.locks.mu.Lock()
 	l := s.locks.held[key]
-	if l == nil || l.token != token || l.conn == nil {
+	if l == nil || l.conn == nil || !meant(l) {
 		s.locks.mu.Unlock()
-		return false, nil
+		return false
 	}
 	conn := l.conn
 	l.conn = nil // nobody else releases it
@@ -190,7 +209,7 @@ func (s *Store) Unlock(ctx context.Context, key, token string) (bool, error) {
 	delete(s.locks.held, key)
 	s.locks.mu.Unlock()
 	close(l.done)
-	return held, nil
+	return held
 }
 
 // LockHolder implements store.Store. Who holds it outside of this process cannot be known.
@@ -207,15 +226,16 @@ func (s *Store) LockHolder(ctx context.Context, key string) (string, time.Durati
 	return l.token, time.Until(l.until), nil
 }
 
+// close ends the locks that are held, and the waiting for others.
 func (k *locks) close(s *Store) {
 	k.mu.Lock()
 	k.closed = true
-	var keys, tokens []string
-	for key, l := range k.held {
-		keys, tokens = append(keys, key), append(tokens, l.token)
-	}
+	k.end()
+	keys := slices.Collect(maps.Keys(k.held))
 	k.mu.Unlock()
-	for i, key := range keys {
-		s.Unlock(context.Background(), key, tokens[i])
+	var wg sync.WaitGroup
+	for _, key := range keys {
+		wg.Go(func() { s.unlock(key, func(*lock) bool { return true }) })
 	}
+	wg.Wait()
 }

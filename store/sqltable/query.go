@@ -76,14 +76,14 @@ const tries = 4
 // on it, where that is the row's: on any other it would wait for ourselves.
 func (s *Store) exec(ctx context.Context, key string, q *query) (rows int64, err error) {
 	for try := 1; ; try++ {
-		var st *sql.Stmt
-		if st, err = s.statement(ctx, q); err != nil {
-			return 0, s.failure(ctx, "prepare", err, false)
-		}
 		var res sql.Result
 		if row := s.locks.row(key); row != nil {
-			res, err = row.exec(ctx, s, st, q.args)
+			res, err = row.exec(ctx, s, q)
 		} else {
+			var st *sql.Stmt
+			if st, err = s.statement(ctx, q); err != nil {
+				return 0, s.failure(ctx, "prepare", err, false)
+			}
 			res, err = st.ExecContext(ctx, q.args...)
 		}
 		if err == nil {

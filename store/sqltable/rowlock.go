@@ -21,7 +21,7 @@ type rowLock struct {
 	conn *sql.Conn
 
 	mu   sync.Mutex // guards what follows: the transaction is one at a time
-	tx   *sql.Tx    // nil: there is no row
+	open bool       // there is one; otherwise there is no row
 	lost bool       // somebody else may have had it meanwhile
 	over bool
 }
@@ -30,7 +30,7 @@ type rowLock struct {
 func (s *Store) lockRow(ctx context.Context, conn *sql.Conn, key string) (*rowLock, error) {
 	row := &rowLock{key: key, conn: conn}
 	for {
-		err := row.begin(context.WithoutCancel(ctx), s)
+		err := row.begin(ctx, s)
 		switch {
 		case err == nil:
 			return row, nil
@@ -48,62 +48,67 @@ func (s *Store) lockRow(ctx context.Context, conn *sql.Conn, key string) (*rowLo
 	}
 }
 
-// begin locks the row, if there is one. The server ends the wait for it in time.
+// begin locks the row, if there is one. The server ends the wait for it in time. No sql.Tx: its Commit and Rollback know no
+// context, and wait for ever for a server that stands still.
 func (l *rowLock) begin(ctx context.Context, s *Store) error {
-	ctx, cancel := context.WithTimeout(ctx, s.opt.Bound)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opt.Bound)
 	defer cancel()
-	// No more than the row: in MySQL's usual isolation a row that is not there would lock out others that are to be made.
-	tx, err := l.conn.BeginTx(context.Background(), &sql.TxOptions{Isolation: sql.LevelReadCommitted})
-	if err != nil {
-		return err
+	for _, text := range s.d.begin {
+		if _, err := l.conn.ExecContext(ctx, text); err != nil {
+			discard(l.conn)
+			return err
+		}
 	}
+	l.open = true
 	q := s.where(s.query("SELECT 1 FROM "+s.table), l.key).add(" FOR UPDATE")
 	var one int
-	switch err := tx.QueryRowContext(ctx, q.text.String(), q.args...).Scan(&one); {
-	case err == nil:
-		l.tx = tx
+	err := l.conn.QueryRowContext(ctx, q.text.String(), q.args...).Scan(&one)
+	if err == nil {
 		return nil
-	case errors.Is(err, sql.ErrNoRows):
-		return tx.Rollback()
-	default:
-		tx.Rollback()
-		return err
 	}
+	if end := l.finish(ctx, "ROLLBACK"); end != nil || errors.Is(err, sql.ErrNoRows) {
+		return end
+	}
+	return err
+}
+
+// finish ends the transaction, or the connection and with it the transaction.
+func (l *rowLock) finish(ctx context.Context, how string) error {
+	l.open = false
+	_, err := l.conn.ExecContext(ctx, how)
+	if err != nil {
+		discard(l.conn)
+	}
+	return err
 }
 
 // exec runs a write to the row.
-func (l *rowLock) exec(ctx context.Context, s *Store, st *sql.Stmt, args []any) (res sql.Result, err error) {
+func (l *rowLock) exec(ctx context.Context, s *Store, q *query) (res sql.Result, err error) {
 	l.mu.Lock()
-	if l.tx == nil {
-		res, err = st.ExecContext(ctx, args...)
-	} else {
-		if res, err = l.tx.StmtContext(ctx, st).ExecContext(ctx, args...); err == nil {
-			err = l.tx.Commit()
+	res, err = l.conn.ExecContext(ctx, q.text.String(), q.args...)
+	if l.open {
+		if err == nil {
+			err = l.finish(ctx, "COMMIT")
 		} else {
-			l.tx.Rollback()
+			_ = l.finish(ctx, "ROLLBACK") // which also the end of the connection is
 		}
-		l.tx = nil
 	}
 	go func() { // whoever comes next waits for it; this write's client need not
 		defer l.mu.Unlock()
 		if !l.over && !l.lost {
-			l.lost = l.begin(context.WithoutCancel(ctx), s) != nil
+			l.lost = l.begin(ctx, s) != nil
 		}
 	}()
 	return res, err
 }
 
 // end gives the row back, and reports whether it was ours all the time.
-func (l *rowLock) end() bool {
+func (l *rowLock) end(ctx context.Context) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.over = true
-	if l.tx != nil {
-		if err := l.tx.Rollback(); err != nil {
-			discard(l.conn)
-			l.lost = true
-		}
-		l.tx = nil
+	if l.open && l.finish(ctx, "ROLLBACK") != nil {
+		l.lost = true
 	}
 	return !l.lost
 }

@@ -40,6 +40,10 @@ func withUser(s sqlServer) {
 	}
 }
 
+func nameOf(s server) string {
+	return map[bool]string{true: "MariaDB", false: "PostgreSQL"}[isMySQL(s)]
+}
+
 func isMySQL(s server) bool { return strings.HasPrefix(s.URL(""), "mysql") }
 
 // severed ends the connections of a user.
