@@ -35,6 +35,8 @@ type dialect struct {
 	matches           string                 // whether the text in a column is of a form: column, regular expression
 	schema            string                 // where tables are looked for
 	marks             string                 // makes the table of marks, if it is not there
+	// readOnlyErrors are what a server says that takes no writes.
+	readOnlyErrors []string
 	// begin begins a transaction that locks no more than a row: in MySQL's usual isolation one that is not there would lock
 	// out others that are to be made.
 	begin []string
@@ -100,13 +102,14 @@ var mariadb = &dialect{
 		"mark VARCHAR(1024) CHARACTER SET ascii COLLATE ascii_bin NOT NULL) ENGINE=InnoDB",
 	own: "CREATE TABLE IF NOT EXISTS %s (id VARBINARY(512) PRIMARY KEY, data LONGBLOB NOT NULL, expires BIGINT NOT NULL, " +
 		"KEY expires (expires)) ENGINE=InnoDB",
-	others:    "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1)), info FROM information_schema.processlist WHERE db = DATABASE() AND info IS NOT NULL AND id <> CONNECTION_ID()",
-	seesAll:   "SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'PROCESS'",
-	letSee:    "GRANT PROCESS ON *.* TO it",
-	begin:     []string{"SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"},
-	lock:      "SELECT " + ours + "GET_LOCK(?, ?)",
-	lockWaits: true,
-	readOnly:  "SELECT @@global.read_only",
+	others:         "SELECT CONCAT(user, '@', SUBSTRING_INDEX(host, ':', 1)), info FROM information_schema.processlist WHERE db = DATABASE() AND info IS NOT NULL AND id <> CONNECTION_ID()",
+	seesAll:        "SELECT COUNT(*) FROM information_schema.user_privileges WHERE privilege_type = 'PROCESS'",
+	letSee:         "GRANT PROCESS ON *.* TO it",
+	readOnlyErrors: []string{"error 1290", "error 1792", "error 1836"},
+	begin:          []string{"SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"},
+	lock:           "SELECT " + ours + "GET_LOCK(?, ?)",
+	lockWaits:      true,
+	readOnly:       "SELECT IF(@@global.read_only IN ('0', 'OFF'), 0, 1)", // of some versions it is a word
 	unique: "SELECT COUNT(*) FROM (SELECT index_name FROM information_schema.statistics WHERE table_schema = IF(? = '', DATABASE(), ?) AND " +
 		"table_name = ? AND non_unique = 0 GROUP BY index_name HAVING COUNT(*) = 1 AND MAX(column_name) = ?) one",
 	kind:     "SELECT IF(table_type LIKE '%VIEW', 'view', engine) FROM information_schema.tables WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ?",
@@ -136,15 +139,16 @@ var postgres = &dialect{
 	share: "FOR SHARE",
 	// Rows are shared past one who waits to change it, for ever under load; these locks are queued for. The row is locked
 	// behind them, and its condition is looked at again then.
-	sharing:  " AND pg_advisory_xact_lock_shared(hashtext('" + marksTable + "')) IS NOT NULL",
-	changing: " AND pg_advisory_xact_lock(hashtext('" + marksTable + "')) IS NOT NULL",
-	code:     codePostgres,
-	text:     "?::varchar",
-	matches:  "%s ~ '%s'",
-	schema:   "current_schema()",
-	marks:    "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
-	own:      "CREATE TABLE IF NOT EXISTS %s (id varchar(512) COLLATE \"C\" PRIMARY KEY, data bytea NOT NULL, expires bigint NOT NULL)",
-	begin:    []string{"BEGIN ISOLATION LEVEL READ COMMITTED"},
+	sharing:        " AND pg_advisory_xact_lock_shared(hashtext('" + marksTable + "')) IS NOT NULL",
+	changing:       " AND pg_advisory_xact_lock(hashtext('" + marksTable + "')) IS NOT NULL",
+	code:           codePostgres,
+	text:           "?::varchar",
+	matches:        "%s ~ '%s'",
+	schema:         "current_schema()",
+	marks:          "CREATE TABLE IF NOT EXISTS %s (name varchar(128) PRIMARY KEY, mark varchar(1024) NOT NULL)",
+	own:            "CREATE TABLE IF NOT EXISTS %s (id varchar(512) COLLATE \"C\" PRIMARY KEY, data bytea NOT NULL, expires bigint NOT NULL)",
+	readOnlyErrors: []string{"error 25006"},
+	begin:          []string{"BEGIN ISOLATION LEVEL READ COMMITTED"},
 	// The server's own wait would end with lock_timeout, as an error.
 	lock:     "SELECT pg_try_advisory_lock(hashtext($1))",
 	unlock:   "SELECT pg_advisory_unlock(hashtext($1))",
@@ -340,6 +344,9 @@ var hints = map[string]string{
 	"1213":  " (a deadlock)",
 	"1290":  " (the server is read-only: is it a replica by now?)",
 	"1364":  " (a column has no default, and is not one of those that are said)",
+	"1461":  " (raise max_prepared_stmt_count)",
+	"1792":  " (the server is read-only: is it a replica by now?)",
+	"3159":  " (the server wants TLS: tls=true)",
 	"1836":  " (the server is read-only: is it a replica by now?)",
 	"1969":  " (took too long)",
 	"3024":  " (took too long)",

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -89,6 +90,7 @@ func (s *Store) exec(ctx context.Context, key string, q *query) (rows int64, err
 		if err == nil {
 			return res.RowsAffected()
 		}
+		s.noteReadOnly(err)
 		if s.d.classify(err) != classAgain || try == tries {
 			return 0, s.failure(ctx, "write", err, true)
 		}
@@ -120,6 +122,9 @@ func (s *Store) rows(ctx context.Context, q *query, what string, scan func(*sql.
 // get runs q, and runs it again where PostgreSQL does not take the statement any more, before it has answered with a row:
 // somebody has altered the table.
 func (s *Store) get(ctx context.Context, q *query, what string, run func(*sql.Stmt) error) error {
+	if err := s.writable(ctx); err != nil {
+		return err
+	}
 	for try := 1; ; try++ {
 		st, err := s.statement(ctx, q)
 		if err == nil {
@@ -134,6 +139,33 @@ func (s *Store) get(ctx context.Context, q *query, what string, run func(*sql.St
 			return s.failure(ctx, what, err, false)
 		}
 	}
+}
+
+// noteReadOnly takes notice of a server that takes no writes any more: it was the primary before a failover. Connections to
+// it are given up, so that the next ones find who is.
+func (s *Store) noteReadOnly(err error) {
+	if code, _, _ := strings.Cut(s.d.code(err), " ("); slices.Contains(s.d.readOnlyErrors, code) {
+		s.readOnly.Store(true)
+		s.db.SetMaxIdleConns(-1) // closes those that are idle
+		s.db.SetMaxIdleConns(s.opt.MaxConns + s.opt.MaxLocks)
+	}
+}
+
+// writable refuses to read where no write went through, until one would: an application that can read a session and not
+// write it takes what is no longer true for it, and one that can write and not read makes a new one.
+func (s *Store) writable(ctx context.Context) error {
+	if !s.readOnly.Load() {
+		return nil
+	}
+	answer, err := s.ask(ctx, s.d.readOnly)
+	switch {
+	case err != nil:
+		return err
+	case answer == "1":
+		return fmt.Errorf("store/sqltable: %w: the server is read-only", store.ErrUnavailable)
+	}
+	s.readOnly.Store(false)
+	return nil
 }
 
 // forget has q prepared anew, unless somebody else has seen to it.

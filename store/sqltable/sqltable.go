@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -56,6 +57,8 @@ type Store struct {
 
 	locks locks
 	marks marks
+
+	readOnly atomic.Bool // a write was refused because the server is
 
 	mu     sync.Mutex // guards stmts, closed
 	stmts  map[string]*sql.Stmt

@@ -335,3 +335,54 @@ func TestATableThatIsAltered(t *testing.T) {
 		})
 	}
 }
+
+// A server that has become a replica takes no writes, and then is not read from either: an application that can do the one
+// and not the other logs its users out. When it is the primary again, everybody is there.
+func TestAServerThatBecomesReadOnly(t *testing.T) {
+	for name, server := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			srv := server.(sqlServer)
+			withUser(srv)
+			s, _ := made(t, as(srv, "site"), plain[name], "")
+			if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
+				t.Fatal(err)
+			}
+			readOnly(srv, true)
+			for said := false; !said; { // PostgreSQL has ended our connections
+				err := s.Save(t.Context(), "k", hour("new"), store.Always)
+				if said = err != nil && strings.Contains(err.Error(), "read-only"); err == nil {
+					t.Fatal("Save went through")
+				}
+			}
+			for range 3 {
+				if _, err := s.Load(t.Context(), "k"); store.OutcomeOf(err) != store.OutcomeUnavailable {
+					t.Errorf("Load: %v", err)
+				}
+			}
+			if _, err := s.InspectAll(t.Context(), []string{"k"}); store.OutcomeOf(err) != store.OutcomeUnavailable {
+				t.Errorf("InspectAll: %v", err)
+			}
+			readOnly(srv, false)
+			rec, err := s.Load(t.Context(), "k")
+			for deadline := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(deadline); {
+				rec, err = s.Load(t.Context(), "k")
+			}
+			if err != nil || string(rec.Data) != "old" {
+				t.Errorf("Load: %q, %v", rec.Data, err)
+			}
+			if err := s.Save(t.Context(), "k", hour("new"), store.Always); err != nil {
+				t.Errorf("Save: %v", err)
+			}
+		})
+	}
+}
+
+// readOnly makes a server a replica, as far as its clients can tell.
+func readOnly(s server, on bool) {
+	if isMySQL(s) {
+		s.Exec(fmt.Sprintf("SET GLOBAL read_only = %t", on))
+		return
+	}
+	s.Exec(fmt.Sprintf("ALTER ROLE site SET default_transaction_read_only = %t", on))
+	severed(s, "site")
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/sessile/sessile/internal/testserver"
+)
+
+// sqlServer is MariaDB or PostgreSQL.
+type sqlServer interface {
+	URL(db string) string
+	Exec(sql string) string
+	Stop()
+	Pause()
+	Resume()
+	Restart(args ...string)
+}
+
+// What a client gets while the server of its origin is away, stands still or takes no writes: reads and writes fail
+// together, and a session that is there is never nil. Behind it everybody is there.
+func TestAnOriginInTrouble(t *testing.T) {
+	for name, c := range map[string]struct {
+		start           func() sqlServer
+		create          string
+		readOnly, write string
+	}{
+		"MariaDB": {func() sqlServer { return testserver.MariaDB(t) },
+			"CREATE USER site; GRANT ALL ON app.* TO site; CREATE TABLE s (id VARBINARY(128) PRIMARY KEY, data LONGBLOB, access INT UNSIGNED) ENGINE=InnoDB",
+			"SET GLOBAL read_only = 1", "SET GLOBAL read_only = 0"},
+		"PostgreSQL": {func() sqlServer { return testserver.Postgres(t) },
+			"CREATE USER site; GRANT ALL ON SCHEMA public TO site; CREATE TABLE s (id varchar(128) PRIMARY KEY, data bytea, access integer); GRANT ALL ON s TO site",
+			"ALTER ROLE site SET default_transaction_read_only = on; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'site'",
+			"ALTER ROLE site SET default_transaction_read_only = off; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'site'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := c.start()
+			srv.Exec(c.create)
+			u := strings.NewReplacer("root@", "site@", "postgres@", "site@").Replace(srv.URL("app"))
+			d := serve(t, "--origin", u+"?table=s&id=id&data=data&expires=access&expires_kind=last-access&lifetime=1440s&op_bound=2s",
+				"--hold", "100ms", "--target", redis(t).URL())
+			d.migrate("create").want(t, 0, "phase off", "")
+			for _, phase := range []string{"off", "dual-write"} {
+				if phase != "off" {
+					d.migrate("switchtraffic", "--to", phase).want(t, 0, "phase "+phase, "")
+				}
+				for _, trouble := range []struct {
+					name     string
+					do, undo func()
+				}{
+					{"stopped", srv.Stop, func() { srv.Restart() }},
+					{"paused", srv.Pause, srv.Resume},
+					{"read-only", func() { srv.Exec(c.readOnly) }, func() { srv.Exec(c.write) }},
+				} {
+					cl := d.dial()
+					if got := cl.do("SETEX", "k", "1440", "old"); got != "+OK" {
+						t.Fatalf("%s, %s: SETEX: %s", phase, trouble.name, got)
+					}
+					trouble.do()
+					// The read-only server is known by its first refusal.
+					for _, command := range [][]string{{"SETEX", "k", "1440", "new"}, {"SETEX", "k", "1440", "new"}, {"GET", "k"}, {"GET", "k"}} {
+						if got := d.dial().do(command...); !strings.HasPrefix(got, "-") {
+							t.Errorf("%s, %s: %s: %q", phase, trouble.name, command[0], got)
+						}
+					}
+					trouble.undo()
+					eventually(t, "the session is there again", func() bool {
+						got := d.dial().do("GET", "k")
+						if got == "$-1" {
+							t.Errorf("%s, %s: the session is gone", phase, trouble.name)
+						}
+						return got == "old" || got == "new" && trouble.name == "paused"
+					})
+				}
+			}
+		})
+	}
+}
