@@ -73,6 +73,14 @@ func (s *MariaDBServer) Restart(args ...string) {
 	s.again(s.start)
 }
 
+// TLS restarts the server with a certificate for 127.0.0.1 and localhost, and returns the file of the one that signed it.
+func (s *MariaDBServer) TLS() (caFile string) {
+	s.t.Helper()
+	c := writeCerts(s.t, s.dir)
+	s.Restart("--ssl-cert="+c.cert, "--ssl-key="+c.key, "--ssl-ca="+c.ca)
+	return c.ca
+}
+
 func (s *MariaDBServer) start() error {
 	args := append([]string{"--no-defaults"}, s.args...)
 	args = append(args, "--datadir="+s.Data(), "--tmpdir="+s.dir, "--socket="+s.Socket, "--bind-address=127.0.0.1", fmt.Sprint("--port=", s.port),

@@ -84,6 +84,21 @@ func (s *PostgresServer) Restart(args ...string) {
 	s.again(s.start)
 }
 
+// TLS restarts the server with a certificate for 127.0.0.1 and localhost, and returns the file of the one that signed it.
+func (s *PostgresServer) TLS() (caFile string) {
+	s.t.Helper()
+	c := writeCerts(s.t, s.dir)
+	if s.as != nil {
+		for _, file := range []string{c.cert, c.key} {
+			if err := os.Chown(file, int(s.as.Uid), int(s.as.Gid)); err != nil {
+				s.t.Fatalf("testserver: postgres: %v", err)
+			}
+		}
+	}
+	s.Restart("-c", "ssl=on", "-c", "ssl_cert_file="+c.cert, "-c", "ssl_key_file="+c.key)
+	return c.ca
+}
+
 // Stop ends the server in the middle of whatever it does: at SIGTERM it would wait for its clients.
 func (s *PostgresServer) Stop() {
 	s.t.Helper()

@@ -2,6 +2,7 @@ package sqltable
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -252,8 +253,10 @@ func classifyMySQL(err error) class {
 		switch e.Number {
 		case 1062: // ER_DUP_ENTRY
 			return classDuplicate
-		case 1213: // ER_LOCK_DEADLOCK
+		case 1213, 1615: // ER_LOCK_DEADLOCK, ER_NEED_REPREPARE
 			return classAgain
+		case 1053, 1180: // ER_SERVER_SHUTDOWN, ER_ERROR_DURING_COMMIT
+			return classUnknown
 		// Out of range, not of the column's character set, too long, not a time (twice), NULL, a constraint (MariaDB's and
 		// MySQL's), not JSON.
 		case 1264, 1366, 1406, 1292, 1411, 1048, 4025, 3819, 3140:
@@ -272,8 +275,13 @@ func classifyMySQL(err error) class {
 // classifyPostgres: https://www.postgresql.org/docs/15/errcodes-appendix.html
 func classifyPostgres(err error) class {
 	var e *pgconn.PgError
+	if connect := (*pgconn.ConnectError)(nil); errors.As(err, &connect) {
+		return classNot
+	}
 	if errors.As(err, &e) {
 		switch {
+		case e.SeverityUnlocalized == "FATAL" || e.SeverityUnlocalized == "PANIC": // which also comes behind a commit
+			return classUnknown
 		case e.Code == "23505":
 			return classDuplicate
 		case e.Code == "40P01" || e.Code == "40001":
@@ -320,7 +328,12 @@ func codePostgres(err error) string {
 
 func codeConnection(err error) string {
 	var op *net.OpError
+	var cert *tls.CertificateVerificationError
 	switch {
+	case errors.As(err, &cert):
+		return "nobody we know has signed the server's certificate, or it is for another name (ca_file=)"
+	case errors.Is(err, mysql.ErrNoTLS), strings.Contains(err.Error(), "refused TLS"):
+		return "the server has no TLS (tls=)"
 	case errors.As(err, &op):
 		return op.Op + ": " + op.Err.Error()
 	case errors.Is(err, context.DeadlineExceeded):

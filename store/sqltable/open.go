@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/sessile/sessile/store"
@@ -78,6 +79,7 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 	cfg.User = u.User.Username()
 	cfg.Passwd, _ = u.User.Password()
 	cfg.Timeout = opt.Bound
+	cfg.TLS, cfg.AllowFallbackToPlaintext = opt.tls(u.Hostname()), opt.TLS == TLSPreferred
 	cfg.ClientFoundRows = true // an UPDATE that changes nothing has found its row
 	cfg.Logger = nopLogger{}
 	cfg.Params = map[string]string{
@@ -122,19 +124,26 @@ func (nopLogger) Print(...any) {}
 
 func openPostgres(u *url.URL, opt Options) (*sql.DB, error) {
 	plain := *u
-	plain.RawQuery = ""
+	plain.RawQuery = "sslmode=disable" // it would have its own idea
 	cfg, err := pgx.ParseConfig(plain.String())
 	if err != nil {
 		return nil, errors.New("the address cannot be read: write postgres://user:password@host:5432/database")
 	}
 	cfg.ConnectTimeout = opt.Bound
+	if cfg.TLSConfig = opt.tls(u.Hostname()); opt.TLS == TLSPreferred {
+		cfg.Fallbacks = []*pgconn.FallbackConfig{{Host: cfg.Host, Port: cfg.Port}}
+	}
 	half := strconv.FormatInt((opt.Bound / 2).Milliseconds(), 10)
 	cfg.RuntimeParams["application_name"] = "sessile"
 	cfg.RuntimeParams["statement_timeout"] = half
 	// Shorter, so that who waits for a row is told that it was not written, before it gives up by itself.
 	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt((opt.Bound * 2 / 5).Milliseconds(), 10)
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "0" // a lock's is quiet as long as its page takes
-	return stdlib.OpenDB(*cfg), nil
+	return stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		// These end a lock's connection, and not every version has them.
+		_, err := conn.Exec(ctx, "SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout')")
+		return err
+	})), nil
 }
 
 // newStore makes a store of a database, which it closes at its end.

@@ -10,6 +10,8 @@ package sqltable
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -30,7 +32,27 @@ type Options struct {
 	Bound    time.Duration // the longest time an operation may take. 0 is 5 s
 	MaxConns int           // connections for reads and writes. 0 is 16
 	MaxLocks int           // locks held at a time, each on a connection of its own. 0 is 256
-	Create   bool          // make the table if it is not there: one of ours, as the preset sessile describes it
+	TLS      TLS
+	CAs      *x509.CertPool // whose certificates count. nil: the system's
+	Create   bool           // make the table if it is not there: one of ours, as the preset sessile describes it
+}
+
+// TLS says how a connection is protected.
+type TLS uint8
+
+const (
+	TLSPreferred  TLS = iota // with TLS where the server has it, whoever it is: nobody can listen, but somebody may pretend
+	TLSVerified              // only with a certificate for the host's name, of one of CAs
+	TLSUnverified            // only with TLS, whoever it is
+	TLSNever
+)
+
+// tls is what a connection to host is made with; nil is none.
+func (o *Options) tls(host string) *tls.Config {
+	if o.TLS == TLSNever {
+		return nil
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host, RootCAs: o.CAs, InsecureSkipVerify: o.TLS != TLSVerified}
 }
 
 // Store is a table of sessions. It is safe for concurrent use.

@@ -1,6 +1,7 @@
 package sqltable
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -52,6 +53,9 @@ func ParseURL(u *url.URL, opt Options) (*url.URL, Options, error) {
 	}
 	if strings.Trim(u.Path, "/") == "" || strings.Contains(strings.Trim(u.Path, "/"), "/") {
 		return nil, opt, fmt.Errorf("store/sqltable: write %s://user@host/database", u.Scheme)
+	}
+	if opt.CAs != nil && opt.TLS != TLSVerified {
+		return nil, opt, errors.New("store/sqltable: parameter ca_file goes with tls=true: otherwise any certificate counts")
 	}
 	if err := opt.Table.check(opt.Lifetime); err != nil {
 		return nil, opt, fmt.Errorf("store/sqltable: %w", err)
@@ -107,6 +111,19 @@ var parameters = map[string]func(opt *Options, u *url.URL, value string) error{
 			err = errors.New("must be a number of bytes above 0")
 		}
 		return err
+	},
+	"tls": func(o *Options, _ *url.URL, v string) error {
+		return choose(&o.TLS, v, map[string]TLS{"preferred": TLSPreferred, "true": TLSVerified, "skip-verify": TLSUnverified, "false": TLSNever})
+	},
+	"ca_file": func(o *Options, _ *url.URL, v string) error {
+		b, err := os.ReadFile(v)
+		if err != nil {
+			return errors.New("cannot be read")
+		}
+		if o.CAs = x509.NewCertPool(); !o.CAs.AppendCertsFromPEM(b) {
+			return errors.New("has no certificate in it")
+		}
+		return nil
 	},
 	"password_file": func(_ *Options, u *url.URL, v string) error {
 		b, err := os.ReadFile(v)
