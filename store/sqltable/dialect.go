@@ -258,8 +258,8 @@ func classifyMySQL(err error) class {
 		case 1053, 1180: // ER_SERVER_SHUTDOWN, ER_ERROR_DURING_COMMIT
 			return classUnknown
 		// Out of range, not of the column's character set, too long, not a time (twice), NULL, a constraint (MariaDB's and
-		// MySQL's), not JSON.
-		case 1264, 1366, 1406, 1292, 1411, 1048, 4025, 3819, 3140:
+		// MySQL's), not JSON, larger than max_allowed_packet.
+		case 1153, 1264, 1366, 1406, 1292, 1411, 1048, 4025, 3819, 3140:
 			return classInvalid
 		case 1146: // ER_NO_SUCH_TABLE
 			return classMissing

@@ -71,6 +71,11 @@ func (s *Store) look(ctx context.Context) error {
 		s.textual = true
 		return nil
 	}
+	limits, err := s.ask(ctx, s.d.limits)
+	if err != nil {
+		return err
+	}
+	fmt.Sscan(limits, new(int), &s.packet)
 	s.dataLen = small[data.kind]
 	if strings.Contains(data.kind, "char") || strings.Contains(data.kind, "binary") {
 		s.dataLen = int(data.length)

@@ -96,11 +96,11 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 	defer probe.Close()
 	ask, cancel := context.WithTimeout(ctx, 2*opt.Bound)
 	defer cancel()
-	var version, kind string
+	var version, kind string // and max_allowed_packet, above which a value is not sent as a part of its statement
 	schema, table := opt.Table.place()
-	if err := probe.QueryRowContext(ask, "SELECT VERSION(), COALESCE((SELECT data_type FROM information_schema.columns "+
+	if err := probe.QueryRowContext(ask, "SELECT @@max_allowed_packet, VERSION(), COALESCE((SELECT data_type FROM information_schema.columns "+
 		"WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ? AND column_name = ?), '')",
-		schema, schema, table, opt.Table.Time.Column).Scan(&version, &kind); err != nil {
+		schema, schema, table, opt.Table.Time.Column).Scan(&cfg.MaxAllowedPacket, &version, &kind); err != nil {
 		return nil, fmt.Errorf("%w: %s", store.ErrUnavailable, codeMySQL(err))
 	}
 	if kind == "timestamp" && opt.Table.Time.Unit != UTC { // else the hour that comes twice could not be written

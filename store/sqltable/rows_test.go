@@ -23,7 +23,10 @@ func made(t *testing.T, s server, create, params string) (*sqltable.Store, strin
 	if !strings.Contains(params, "expires=") {
 		params += "&expires=expires"
 	}
-	return at(t, s.URL("app")+"?op_bound=2s&table="+name+"&id=id&data=data"+params), name
+	if !strings.Contains(params, "op_bound=") {
+		params += "&op_bound=2s"
+	}
+	return at(t, s.URL("app")+"?table="+name+"&id=id&data=data"+params), name
 }
 
 // both runs test with each server for which there is a way to make the table.

@@ -68,6 +68,7 @@ type Store struct {
 	sameData                     string // that of the body does
 	idLen                        int    // longest id in bytes
 	dataLen                      int    // of a column that holds little, in bytes: a body of that length may have been cut off
+	packet                       int    // the largest that the server takes, in bytes; 0 where it does not say
 	padded                       bool   // ids are filled up with blanks
 	idFixed                      bool   // ids are of idLen bytes, no less
 	asText                       string // behind the column of the body where it is of a type without a length
@@ -390,6 +391,9 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 	}
 	if s.dataLen > 0 && len(row.Data) >= s.dataLen {
 		return invalid("%d bytes do not fit into the column", len(row.Data))
+	}
+	if s.packet > 0 && len(row.Data) > s.packet-1024 { // it would end the connection, so that nobody knew what became of it
+		return invalid("%d bytes do not fit into max_allowed_packet", len(row.Data))
 	}
 	ctx, cancel := s.begin(ctx)
 	defer cancel()

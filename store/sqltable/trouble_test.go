@@ -278,8 +278,10 @@ func crowd(t *testing.T, s sqlServer, n int, user string) func() {
 func locked(t *testing.T, s sqlServer, sql, undo string) func() {
 	t.Helper()
 	c, err := raw(t, s.URL("app")).Conn(t.Context())
-	if err == nil {
-		_, err = c.ExecContext(t.Context(), sql)
+	for _, text := range strings.Split(sql, "; ") {
+		if err == nil {
+			_, err = c.ExecContext(t.Context(), text)
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -385,4 +387,119 @@ func readOnly(s server, on bool) {
 	}
 	s.Exec(fmt.Sprintf("ALTER ROLE site SET default_transaction_read_only = %t", on))
 	severed(s, "site")
+}
+
+// The server gives up our statement for the sake of another one: it is sent again, and nobody notices.
+func TestADeadlock(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			s, table := made(t, srv, plain[name], "&op_bound=8s")
+			if err := errors.Join(s.SwapMark(t.Context(), store.Mark{}, mark), s.Save(t.Context(), "k", hour("old"), store.Always)); err != nil {
+				t.Fatal(err)
+			}
+			tx, err := raw(t, srv.URL("app")).BeginTx(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			exec := func(text string) {
+				t.Helper()
+				if _, err := tx.Exec(text); err != nil {
+					t.Error(err)
+				}
+			}
+			if !isMySQL(srv) {
+				exec("SET deadlock_timeout = '10s'") // so that ours is the one that looks, a second after it began to wait
+			} else {
+				exec("UPDATE " + table + " SET expires = expires + 0 WHERE id = 'none'")
+				for i := range 50 { // a transaction that has written much is spared
+					exec(fmt.Sprintf("INSERT INTO %s VALUES ('many%d', 'x', 2000000000)", table, i))
+				}
+			}
+			exec("UPDATE " + table + " SET expires = expires + 1 WHERE id = 'k'")
+			saved := make(chan error, 1)
+			go func() { saved <- s.Under(mark).Save(t.Context(), "k", hour("new"), store.Always) }()
+			for deadline := time.Now().Add(3 * time.Second); blocked(srv) != "1"; {
+				if time.Now().After(deadline) {
+					t.Fatal("the write does not wait for the row")
+				}
+			}
+			exec("UPDATE sessile_marks SET mark = CONCAT(mark, '') WHERE name = '" + table + "'")
+			if err := tx.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-saved; err != nil {
+				t.Errorf("Save: %v", err)
+			}
+			if got := deadlocks(srv); got == "0" {
+				t.Error("there was no deadlock")
+			}
+		})
+	}
+}
+
+// deadlocks is how many there were.
+func deadlocks(s server) string {
+	if isMySQL(s) {
+		return s.Exec("SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Innodb_deadlocks'")
+	}
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if got := s.Exec("SELECT deadlocks FROM pg_stat_database WHERE datname = 'app'"); got != "0" {
+			return got
+		}
+	}
+	return "0"
+}
+
+// The connection ends while the server works: the write may have happened.
+func TestAConnectionIsLostInTheMiddle(t *testing.T) {
+	for name, server := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			srv := server.(sqlServer)
+			withUser(srv)
+			s, table := made(t, as(srv, "site"), plain[name], "")
+			for what, do := range map[string]func() error{
+				"Save":   func() error { return s.Save(t.Context(), "k", hour("new"), store.Always) },
+				"Touch":  func() error { return s.Touch(t.Context(), "k", time.Now().Add(time.Minute)) },
+				"Delete": func() error { _, err := s.Delete(t.Context(), "k", store.Always); return err },
+			} {
+				srv.Exec("DELETE FROM " + table)
+				if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
+					t.Fatal(err)
+				}
+				free := locked(t, srv, "BEGIN; UPDATE "+table+" SET expires = expires + 1", "ROLLBACK")
+				done := make(chan error, 1)
+				go func() { done <- do() }()
+				for deadline := time.Now().Add(900 * time.Millisecond); blocked(srv) != "1" && time.Now().Before(deadline); {
+				}
+				severed(srv, "site")
+				if err := <-done; store.OutcomeOf(err) != store.OutcomeUnknown {
+					t.Errorf("%s: %v", what, err)
+				}
+				free()
+			}
+		})
+	}
+}
+
+// A session larger than the server takes in one packet is refused, and the one before stays.
+func TestAPacketThatIsTooLarge(t *testing.T) {
+	my := testserver.MariaDB(t, "--max-allowed-packet=1M")
+	s, _ := made(t, my, plain["MariaDB"], "&max_value=8000000")
+	if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{1<<20 - 2000, 1<<20 - 500, 1 << 20, 1<<20 + 1, 3 << 20} {
+		err := s.Save(t.Context(), "k", hour(strings.Repeat("x", size)), store.Always)
+		if err != nil && !errors.Is(err, store.ErrInvalid) || (err == nil) != (size < 1<<20-1024) {
+			t.Errorf("Save of %d bytes: %v", size, err)
+		}
+		rec, err := s.Load(t.Context(), "k")
+		if err != nil {
+			t.Fatalf("behind %d bytes: %v", size, err)
+		}
+		if err := s.Save(t.Context(), "k", hour("old"), store.IfVersion(rec.Version())); err != nil {
+			t.Errorf("Save over %d bytes: %v", len(rec.Data), err)
+		}
+	}
 }

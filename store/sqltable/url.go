@@ -103,7 +103,9 @@ var parameters = map[string]func(opt *Options, u *url.URL, value string) error{
 		return err
 	},
 	"op_bound": func(o *Options, _ *url.URL, v string) (err error) {
-		o.Bound, err = duration(v)
+		if o.Bound, err = duration(v); err == nil && o.Bound < 100*time.Millisecond {
+			err = errors.New("must be 100ms at the least")
+		}
 		return err
 	},
 	"max_value": func(o *Options, _ *url.URL, v string) (err error) {
