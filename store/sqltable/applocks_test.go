@@ -103,7 +103,7 @@ func must(t *testing.T, what string, err error) {
 }
 
 // kill ends the connections with a transaction that is open, but for those that were killed before.
-func kill(t *testing.T, s server, before map[string]bool) {
+func killTransactions(t *testing.T, s server, before map[string]bool) {
 	t.Helper()
 	// The first list is of a tenth of a second ago.
 	list, end := "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx", "KILL %s"
@@ -197,7 +197,7 @@ func TestRowLocks(t *testing.T) {
 			before := map[string]bool{}
 			for _, write := range []bool{false, true} {
 				must(t, "Lock", s[0].Lock(within(t, time.Second), "k", "t", time.Minute))
-				kill(t, srv, before)
+				killTransactions(t, srv, before)
 				if write {
 					err := s[0].Save(within(t, 5*time.Second), "k", hour("b"), store.Always)
 					if o := store.OutcomeOf(err); err != nil && o != store.OutcomeUnavailable && o != store.OutcomeUnknown {
