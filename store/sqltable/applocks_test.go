@@ -105,12 +105,12 @@ func must(t *testing.T, what string, err error) {
 // kill ends the connections with a transaction that is open, but for those that were killed before.
 func killTransactions(t *testing.T, s server, before map[string]bool) {
 	t.Helper()
-	// The first list is of a tenth of a second ago.
+	// The list is made anew only when nobody has asked for it for a tenth of a second.
 	list, end := "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx", "KILL %s"
 	if !strings.HasPrefix(s.URL(""), "mysql") {
 		list, end = "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'", "SELECT pg_terminate_backend(%s)"
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(150 * time.Millisecond) {
 		out, err := s.Try("app", list)
 		must(t, "list of transactions", err)
 		killed := false

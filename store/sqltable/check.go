@@ -236,7 +236,7 @@ func (s *Store) checkSample(ctx context.Context, f *store.Findings) error {
 	lengths := map[int]int{}
 	var left []time.Duration
 	for rows.Next() {
-		r, err := s.scan(rows.Scan)
+		r, err := s.scan(time.Now(), rows.Scan)
 		if err != nil {
 			return s.failure(ctx, "sample", err, false)
 		}

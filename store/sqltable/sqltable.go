@@ -95,6 +95,9 @@ func (s *Store) Capabilities() store.Capabilities {
 		Ageless: t.Time.Column == "" || t.fixed()}
 }
 
+// Lifetime is that of a session where the table does not say when it ends; 0: the table says.
+func (s *Store) Lifetime() time.Duration { return s.opt.Lifetime }
+
 // begin bounds an operation. The last statement is sent in the first half, and runs for half of it at most.
 func (s *Store) begin(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, s.opt.Bound/2)
@@ -213,6 +216,7 @@ type raw struct {
 	size int64         // of the column, in bytes
 	left sql.NullInt64 // ms
 	time sql.NullInt64 // what the time column says, if the codec is timed
+	at   time.Time     // when it was asked for: left is counted from there, however long the answer takes
 }
 
 // columns are what a row is read from, and scan reads them.
@@ -222,8 +226,8 @@ func (s *Store) columns() string {
 }
 
 // scan reads a row; one that is not of this table's form has no key.
-func (s *Store) scan(scan func(...any) error) (*raw, error) {
-	r := &raw{}
+func (s *Store) scan(at time.Time, scan func(...any) error) (*raw, error) {
+	r := &raw{at: at}
 	var id []byte
 	if err := scan(&id, &r.data, &r.size, &r.left, &r.time); err != nil {
 		return nil, err
@@ -235,8 +239,9 @@ func (s *Store) scan(scan func(...any) error) (*raw, error) {
 // read returns the row under key, or nil, overdue or not.
 func (s *Store) read(ctx context.Context, key string) (*raw, error) {
 	var r *raw
+	at := time.Now()
 	err := s.row(ctx, s.where(s.query("SELECT "+s.columns()+" FROM "+s.table), key), func(row *sql.Row) (err error) {
-		r, err = s.scan(row.Scan)
+		r, err = s.scan(at, row.Scan)
 		return err
 	})
 	switch {
@@ -290,7 +295,7 @@ func (s *Store) record(r *raw) (store.Record, error) {
 	if r.left.Valid {
 		left = time.Duration(min(r.left.Int64, forever.Milliseconds())) * time.Millisecond
 	}
-	return store.Record{Data: body, Expires: time.Now().Add(left)}, nil
+	return store.Record{Data: body, Expires: r.at.Add(left)}, nil
 }
 
 // live reports whether a row is a session: there is one, and it is not over.
@@ -321,7 +326,7 @@ func (s *Store) Inspect(ctx context.Context, key string) (store.Record, error) {
 }
 
 // bulk is how many rows InspectAll asks for in one statement.
-const bulk = 50
+const bulk = 200
 
 // InspectAll implements store.BulkReader.
 func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record, error) {
@@ -341,8 +346,9 @@ func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record,
 		for i := range bulk { // always as many, so that there is one statement; the last one again is nothing more
 			q.add(map[bool]string{true: ", "}[i > 0]+s.idParam, s.opt.Table.columnID(rest[min(i, len(rest)-1)]))
 		}
+		asked := time.Now()
 		err := s.rows(ctx, q.add(")"), "read", func(rows *sql.Rows) error {
-			r, err := s.scan(rows.Scan)
+			r, err := s.scan(asked, rows.Scan)
 			if err != nil || !s.live(r) {
 				return err
 			}

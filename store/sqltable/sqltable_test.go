@@ -241,7 +241,7 @@ func TestInspectAll(t *testing.T) {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				s := open(t, srv, kind)
 				var keys []string
-				for i := range 123 {
+				for i := range 423 { // more than one statement asks for
 					key := fmt.Sprint("k", i)
 					keys = append(keys, key)
 					if i%3 == 0 {
