@@ -156,6 +156,13 @@ func (t readTarget) Prefix() string {
 	return ""
 }
 
+func (t readTarget) DataKey(dst []byte, key string) ([]byte, error) {
+	if i, ok := t.Target.(informer); ok {
+		return i.DataKey(dst, key)
+	}
+	return append(dst, key...), nil
+}
+
 func (t readTarget) Info(ctx context.Context) (map[string]string, error) {
 	if i, ok := t.Target.(informer); ok {
 		return i.Info(ctx)
