@@ -103,9 +103,9 @@ func must(t *testing.T, what string, err error) {
 }
 
 // kill ends the connections with a transaction that is open, but for those that were killed before.
-func killTransactions(t *testing.T, s server, before map[string]bool) {
+func kill(t *testing.T, s server, before map[string]bool) {
 	t.Helper()
-	// The list is made anew only when nobody has asked for it for a tenth of a second.
+	// MariaDB makes a new list only where the last one was looked at more than a tenth of a second ago.
 	list, end := "SELECT trx_mysql_thread_id FROM information_schema.innodb_trx", "KILL %s"
 	if !strings.HasPrefix(s.URL(""), "mysql") {
 		list, end = "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'", "SELECT pg_terminate_backend(%s)"
@@ -197,7 +197,7 @@ func TestRowLocks(t *testing.T) {
 			before := map[string]bool{}
 			for _, write := range []bool{false, true} {
 				must(t, "Lock", s[0].Lock(within(t, time.Second), "k", "t", time.Minute))
-				killTransactions(t, srv, before)
+				kill(t, srv, before)
 				if write {
 					err := s[0].Save(within(t, 5*time.Second), "k", hour("b"), store.Always)
 					if o := store.OutcomeOf(err); err != nil && o != store.OutcomeUnavailable && o != store.OutcomeUnknown {

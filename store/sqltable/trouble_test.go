@@ -133,8 +133,8 @@ func TestTrouble(t *testing.T) {
 		fine      bool   // operations may as well succeed
 		outside   string // those that have nothing to do with it
 	}{
-		{"the server is stopped", stop, stop, false, ""},
-		{"the server is killed", kill, kill, true, ""},
+		{"the server is stopped", stopped, stopped, false, ""},
+		{"the server is killed", killed, killed, true, ""},
 		{"the server stands still", pause, pause, false, ""},
 		{"the server restarts", restart, restart, true, ""},
 		{"connections are lost", func(_ *testing.T, s sqlServer, _ string) func() { severed(s, "site"); return func() {} },
@@ -251,8 +251,8 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
-func stop(_ *testing.T, s sqlServer, _ string) func() { s.Stop(); return func() { s.Restart() } }
-func kill(_ *testing.T, s sqlServer, _ string) func() { s.Kill(); return func() { s.Restart() } }
+func stopped(_ *testing.T, s sqlServer, _ string) func() { s.Stop(); return func() { s.Restart() } }
+func killed(_ *testing.T, s sqlServer, _ string) func() { s.Kill(); return func() { s.Restart() } }
 func pause(_ *testing.T, s sqlServer, _ string) func() {
 	s.Pause()
 	return s.Resume
