@@ -76,3 +76,49 @@ func TestAnOriginInTrouble(t *testing.T) {
 		})
 	}
 }
+
+// An account that may only read, and one that may not make our table: plan, create and switchtraffic say so, and nothing is
+// half done.
+func TestAnOriginThatMayNotBeWritten(t *testing.T) {
+	for name, c := range map[string]struct {
+		start  func() sqlServer
+		create string
+	}{
+		"MariaDB": {func() sqlServer { return testserver.MariaDB(t) },
+			"CREATE TABLE s (id VARBINARY(128) PRIMARY KEY, data LONGBLOB, access INT UNSIGNED) ENGINE=InnoDB; CREATE USER site; GRANT SELECT ON app.* TO site"},
+		"PostgreSQL": {func() sqlServer { return testserver.Postgres(t) },
+			"CREATE TABLE s (id varchar(128) PRIMARY KEY, data bytea, access integer); CREATE USER site; GRANT SELECT ON s TO site"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := c.start()
+			now := map[string]string{"MariaDB": "UNIX_TIMESTAMP()", "PostgreSQL": "extract(epoch FROM now())::int"}[name]
+			srv.Exec(c.create + "; INSERT INTO s VALUES ('k', 'user|i:1;', " + now + ")")
+			u := strings.NewReplacer("root@", "site@", "postgres@", "site@").Replace(srv.URL("app"))
+			r := redis(t)
+			d := serve(t, "--origin", u+"?table=s&id=id&data=data&expires=access&expires_kind=last-access&lifetime=1440s", "--hold", "100ms", "--target", r.URL())
+			d.migrate("plan").want(t, 3, "may only read", "")
+			d.migrate("plan").want(t, 3, "not possible", "")
+			d.migrate("create").want(t, 1, "", "Make it: CREATE TABLE")
+			d.migrate("switchtraffic").want(t, 2, "", "run `sessile migrate create` first")
+			if keys, _ := r.Do("KEYS", "*").([]any); len(keys) != 0 {
+				t.Errorf("the target has %v", keys)
+			}
+			// Who may only read is read, and no more.
+			if got := d.dial().do("GET", "k"); got != "user|i:1;" {
+				t.Errorf("GET: %q", got)
+			}
+			if got := d.dial().do("SETEX", "k", "1440", "x"); !strings.HasPrefix(got, "-") {
+				t.Errorf("SETEX: %q", got)
+			}
+			if name == "MariaDB" {
+				// Rights on a database count for connections that are made behind it, those on a table at once.
+				srv.Exec("GRANT INSERT, UPDATE, DELETE ON app.s TO site; GRANT ALL ON app.sessile_marks TO site")
+			} else {
+				srv.Exec("GRANT ALL ON s TO site; GRANT ALL ON SCHEMA public TO site")
+			}
+			d.migrate("plan").want(t, 0, "1 sessions in the origin", "")
+			d.migrate("create").want(t, 0, "phase off", "")
+			d.migrate("switchtraffic").want(t, 0, "phase dual-write", "")
+		})
+	}
+}

@@ -69,7 +69,9 @@ func (s *Store) checkRights(ctx context.Context, f *store.Findings) error {
 			if s.d.classify(err) != classNot {
 				return s.failure(ctx, "check", err, false)
 			}
-			refused++
+			if !strings.Contains(s.d.code(err), "read-only") { // of which more is said
+				refused++
+			}
 			f.Against = append(f.Against, fmt.Sprintf("%s on %s: %s", q[0], t.Name, s.d.code(err)))
 		}
 	}
@@ -111,6 +113,11 @@ func (s *Store) checkTable(ctx context.Context, f *store.Findings) error {
 	default:
 		f.Against = append(f.Against, fmt.Sprintf("the table's engine is %s, whose writes are not all or nothing: ALTER TABLE %s ENGINE=InnoDB", kind, t.Name))
 	}
+	for _, column := range []string{t.ID, t.Data, t.Time.Column, t.Time.Since} {
+		if s.schema[column].generated != "" {
+			f.Against = append(f.Against, fmt.Sprintf("column %s is a generated one, which takes no value: name the column that it is made of", column))
+		}
+	}
 	triggers, err := s.ask(ctx, s.d.triggers, schema, schema, name)
 	if err != nil {
 		return err
@@ -121,7 +128,7 @@ func (s *Store) checkTable(ctx context.Context, f *store.Findings) error {
 	if !s.exact && !s.binary {
 		f.Advice = append(f.Advice, fmt.Sprintf("column %s takes ids that differ in case only for one: an id that is new is refused where such a one is there", t.ID))
 	}
-	if c, raw := t.Codec.(chain); raw && len(c) == 0 && s.textual {
+	if s.textual && !s.ascii() {
 		f.Advice = append(f.Advice, fmt.Sprintf("column %s is a text: a body that is not of its character set is refused; a binary column takes any", t.Data))
 	}
 	if s.dataLen > 0 && s.dataLen < s.opt.MaxValue {
@@ -140,6 +147,17 @@ func (s *Store) checkTable(ctx context.Context, f *store.Findings) error {
 	return nil
 }
 
+// ascii reports whether the codec writes nothing else, whatever is in a body.
+func (s *Store) ascii() bool {
+	for _, body := range []string{"\xff\x00", "/wA=", "/wA=\n", "s:2:\"\xff\x00\";"} { // in the forms that codecs take
+		row, err := s.opt.Table.Codec.Write("id", []byte(body))
+		if err == nil && strings.ContainsAny(string(row.Data), "\x00") {
+			return false
+		}
+	}
+	return true
+}
+
 func (s *Store) checkServer(ctx context.Context, f *store.Findings) error {
 	readOnly, err := s.ask(ctx, s.d.readOnly)
 	if err != nil {
@@ -155,10 +173,10 @@ func (s *Store) checkServer(ctx context.Context, f *store.Findings) error {
 	var conns, packet int
 	fmt.Sscan(limits, &conns, &packet)
 	if most := s.opt.MaxConns + s.opt.MaxLocks; conns < 2*most {
-		f.Advice = append(f.Advice, fmt.Sprintf("max_connections is %d, of which each gateway takes up to %d (%d, and one for each lock that is held)", conns, most, s.opt.MaxConns))
+		f.Advice = append(f.Advice, fmt.Sprintf("max_connections is %d, of which each gateway takes up to %d (%d, and one for each lock that is held): raise it, or say max_locks=", conns, most, s.opt.MaxConns))
 	}
 	if packet > 0 && packet < s.columnSize() {
-		f.Advice = append(f.Advice, fmt.Sprintf("max_allowed_packet is %d: a session larger than that cannot be written", packet))
+		f.Advice = append(f.Advice, fmt.Sprintf("max_allowed_packet is %d: a session larger than that is refused; raise it, or say max_value=", packet))
 	}
 	if s.d.cluster == "" {
 		return nil
@@ -181,19 +199,40 @@ func (s *Store) checkMarks(ctx context.Context, f *store.Findings) error {
 	case err != nil && ctx.Err() != nil:
 		return err
 	case err != nil:
-		f.Against = append(f.Against, fmt.Sprintf("%s, the table in which origin and move find each other, cannot be read: %v", marksTable, err))
-		return nil
-	case line != "":
+		f.Against = append(f.Against, fmt.Sprintf("%s, the table in which origin and move find each other, cannot be read: %v. %s", marksTable, err, s.makeMarks()))
 		return nil
 	}
-	create := fmt.Sprintf(s.d.marks, s.marks.table)
-	may, err := s.mayCreate(ctx, create)
+	for _, q := range [][2]string{
+		{"UPDATE", "UPDATE " + s.marks.table + " SET mark = mark WHERE 1 = 0"},
+		{"INSERT", "INSERT INTO " + s.marks.table + " (name, mark) SELECT name, mark FROM " + s.marks.table + " WHERE 1 = 0"},
+	} {
+		_, err := s.db.ExecContext(ctx, q[1])
+		switch {
+		case err == nil:
+			continue
+		case s.d.classify(err) == classMissing:
+			return s.checkMakingMarks(ctx, f)
+		case s.d.classify(err) != classNot:
+			return s.failure(ctx, "check", err, false)
+		case line == "" || q[0] == "UPDATE":
+			f.Against = append(f.Against, fmt.Sprintf("%s on %s: %s", q[0], marksTable, s.d.code(err)))
+		}
+	}
+	return nil
+}
+
+func (s *Store) makeMarks() string {
+	return fmt.Sprintf("Make it: "+s.d.marks+"; and let the user SELECT, INSERT, UPDATE, DELETE there", s.marks.table)
+}
+
+func (s *Store) checkMakingMarks(ctx context.Context, f *store.Findings) error {
+	may, err := s.mayCreate(ctx, fmt.Sprintf(s.d.marks, s.marks.table))
 	if err != nil {
 		return err
 	}
 	if !may {
-		f.Against = append(f.Against, fmt.Sprintf("this user may not make %s, a small table in which origin and move find each other: without it nothing can be moved. "+
-			"Make it: %s; and let the user SELECT, INSERT, UPDATE, DELETE there", marksTable, create))
+		f.Against = append(f.Against, fmt.Sprintf("this user may not make %s, a small table in which origin and move find each other: without it nothing can be moved. %s",
+			marksTable, s.makeMarks()))
 		return nil
 	}
 	f.Advice = append(f.Advice, fmt.Sprintf("`create` makes a small table beside the sessions', %s", marksTable))
@@ -249,7 +288,7 @@ func (s *Store) checkSample(ctx context.Context, f *store.Findings) error {
 			lengths[len(key)]++
 		}
 		if r.left.Valid && s.opt.Table.Time.Column != "" {
-			left = append(left, time.Duration(r.left.Int64)*time.Millisecond)
+			left = append(left, time.Duration(min(r.left.Int64, forever.Milliseconds()))*time.Millisecond)
 		}
 		rec, err := s.record(r)
 		if refused := (*store.RefusedError)(nil); errors.As(err, &refused) {
@@ -298,6 +337,8 @@ func (s *Store) checkSample(ctx context.Context, f *store.Findings) error {
 		switch last, day := left[len(left)-1], 24*time.Hour; {
 		case last <= 0:
 			f.Advice = append(f.Advice, "every sampled session is past its deadline: is it the right column, expires_kind=, expires_unit= and lifetime=?")
+		case s.opt.Table.Time.Meaning != Deadline && left[len(left)/2] > s.opt.Lifetime+time.Minute:
+			f.Advice = append(f.Advice, "sessions are said to have been used in the future: is it expires_kind=deadline?")
 		case last > 10*365*day:
 			f.Advice = append(f.Advice, "a sampled session lives for more than ten years: is it the right expires_kind= and expires_unit=?")
 		}

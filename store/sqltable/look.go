@@ -9,7 +9,8 @@ import (
 // column is what the server says of one.
 type column struct {
 	kind, collation string
-	length          int64 // in characters, of what has one
+	length          int64  // in characters, of what has one
+	generated       string // what it is made of by the server, which then takes no value
 }
 
 func (c column) isTime() bool {
@@ -101,7 +102,7 @@ func (s *Store) lookAtColumns(ctx context.Context) error {
 	if schema != "" {
 		where, args = "table_schema = "+s.d.text+" AND table_name = "+s.d.text, []any{schema, table}
 	}
-	q := s.query("SELECT column_name, data_type, COALESCE(character_maximum_length, 0), COALESCE(collation_name, '') "+
+	q := s.query("SELECT column_name, data_type, COALESCE(character_maximum_length, 0), COALESCE(collation_name, ''), COALESCE(generation_expression, '') "+
 		"FROM information_schema.columns WHERE "+where, args...)
 	rows, err := s.db.QueryContext(ctx, q.text.String(), q.args...)
 	if err != nil {
@@ -112,7 +113,7 @@ func (s *Store) lookAtColumns(ctx context.Context) error {
 	for rows.Next() {
 		var name string
 		var c column
-		if err := rows.Scan(&name, &c.kind, &c.length, &c.collation); err != nil {
+		if err := rows.Scan(&name, &c.kind, &c.length, &c.collation, &c.generated); err != nil {
 			return s.failure(ctx, "table", err, false)
 		}
 		s.schema[name] = c

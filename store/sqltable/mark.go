@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -76,6 +77,9 @@ func (k *marks) make(ctx context.Context, s *Store) error {
 	}
 	if err != nil && s.d.classify(err) == classMissing {
 		if _, err = s.db.ExecContext(ctx, fmt.Sprintf(s.d.marks, k.table)); err != nil {
+			if s.d.classify(err) == classNot && strings.Contains(s.d.code(err), "lacks this right") {
+				return fmt.Errorf("store/sqltable: this user may not make %s. %s: %w", marksTable, s.makeMarks(), errors.ErrUnsupported)
+			}
 			return s.failure(ctx, "create table "+marksTable, err, false)
 		}
 		err = sql.ErrNoRows

@@ -252,7 +252,7 @@ func TestTrouble(t *testing.T) {
 }
 
 func stopped(_ *testing.T, s sqlServer, _ string) func() { s.Stop(); return func() { s.Restart() } }
-func killed(_ *testing.T, s sqlServer, _ string) func() { s.Kill(); return func() { s.Restart() } }
+func killed(_ *testing.T, s sqlServer, _ string) func()  { s.Kill(); return func() { s.Restart() } }
 func pause(_ *testing.T, s sqlServer, _ string) func() {
 	s.Pause()
 	return s.Resume

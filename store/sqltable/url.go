@@ -108,12 +108,9 @@ var parameters = map[string]func(opt *Options, u *url.URL, value string) error{
 		}
 		return err
 	},
-	"max_value": func(o *Options, _ *url.URL, v string) (err error) {
-		if o.MaxValue, err = strconv.Atoi(v); err == nil && o.MaxValue <= 0 {
-			err = errors.New("must be a number of bytes above 0")
-		}
-		return err
-	},
+	"max_value": func(o *Options, _ *url.URL, v string) error { return count(&o.MaxValue, v) },
+	"max_locks": func(o *Options, _ *url.URL, v string) error { return count(&o.MaxLocks, v) },
+	"max_conns": func(o *Options, _ *url.URL, v string) error { return count(&o.MaxConns, v) },
 	"tls": func(o *Options, _ *url.URL, v string) error {
 		return choose(&o.TLS, v, map[string]TLS{"preferred": TLSPreferred, "true": TLSVerified, "skip-verify": TLSUnverified, "false": TLSNever})
 	},
@@ -135,6 +132,13 @@ var parameters = map[string]func(opt *Options, u *url.URL, value string) error{
 		u.User = url.UserPassword(u.User.Username(), strings.TrimRight(string(b), "\r\n"))
 		return nil
 	},
+}
+
+func count(p *int, value string) (err error) {
+	if *p, err = strconv.Atoi(value); err == nil && *p <= 0 {
+		err = errors.New("must be a number above 0")
+	}
+	return err
 }
 
 func choose[T any](p *T, value string, from map[string]T) error {
