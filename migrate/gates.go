@@ -81,12 +81,16 @@ func (e *Engine) openGates(ctx context.Context, c *Control, to Phase, opt StepOp
 		if !sleep(ctx, 100*time.Millisecond) {
 			return gates, fmt.Errorf("%w while waiting%s", ctx.Err(), text[1:])
 		}
-		if c, err = readControl(ctx, e.flow); err != nil {
+		now, err := readControl(ctx, e.flow)
+		switch {
+		case err != nil:
 			return gates, err
-		}
-		if c == nil {
+		case now == nil:
 			return gates, errNoWorkflow
+		case now.Epoch != c.Epoch:
+			return gates, errOvertaken // nobody works any more on what is waited for
 		}
+		c = now
 	}
 }
 

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -162,5 +163,32 @@ func TestALifetimeThatIsNotKnownOrTooShort(t *testing.T) {
 		}
 		long := w.gateway(func(o *Options) { o.Lifetime = 48 * time.Hour })
 		w.must(long.SwitchTraffic(w.ctx(), Sync, w.opt()))
+	})
+}
+
+// In the middle of the wait a gateway is cut off from the target and retreats: who waits for live is told so, and the next sync
+// takes as long as the first.
+func TestARetreatInTheMiddleOfTheWait(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.unlist()
+		_, _, target := w.view(func(o *Options) { o.Lifetime = time.Hour })
+		w.at(Sync)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 50*time.Minute)
+		defer cancel()
+		moved := answered(func() error { return g.SwitchTraffic(ctx, Live, w.opt()) })
+		time.Sleep(40 * time.Minute)
+		target.down()
+		time.Sleep(10 * time.Second)
+		target.up()
+		w.phase(g, DualWrite)
+		if err := <-moved; !errors.Is(err, errOvertaken) {
+			t.Errorf("SwitchTraffic: got %v, and nobody works on what it waits for", err)
+		}
+		w.must(g.SwitchTraffic(w.ctx(), Sync, w.opt()))
+		begun := time.Now()
+		time.Sleep(55 * time.Minute)
+		if st := g.Status(w.ctx()); st.Reconciled {
+			t.Errorf("reconciled after %v", time.Since(begun))
+		}
 	})
 }
