@@ -83,7 +83,7 @@ type Job struct {
 	Rate    int       `json:"rate"`  // sessions a second at the most; 0: as fast as it goes
 	Started time.Time `json:"started,omitzero"`
 	Ended   time.Time `json:"ended,omitzero"`
-	Until   time.Time `json:"until,omitzero"` // of a pass over an origin that cannot be listed: not done before, by the target's clock
+	Until   time.Time `json:"until,omitzero"` // of a pass over an origin that cannot be listed: not done before, by the target's clock, and so is Started
 	Error   string    `json:"error,omitempty"`
 }
 

@@ -142,6 +142,9 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 		add(Gate{Name: "reconciled", Open: c.Reconciled, Hard: true, Waiting: j.State != jobPaused,
 			Value:  fmt.Sprintf("%s: %d of about %d seen, %d copied%s", orNone(j.State), j.Seen, j.Total, j.Copied, wait),
 			Remedy: "`sessile migrate start`"})
+		if c.Reconciled && !j.Until.IsZero() {
+			add(e.lifetimeGate(c, j.wait())) // who was away when sync was entered may have seen more since
+		}
 		add(Gate{Name: "overdue", Open: true,
 			Value: fmt.Sprintf("%d sessions past their deadline, not collected yet, end with this step", j.Overdue)})
 		if gather && c.Reconciled {
@@ -252,7 +255,7 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 	done := j.State == jobDone || !e.listed()
 	if !e.listed() {
 		add(Gate{Name: "backfill", Open: true, Value: "none, since the origin cannot be listed: sessions come over as they are used"})
-		add(e.lifetimeGate(c))
+		add(e.lifetimeGate(c, e.opt.Lifetime))
 		unseen = " of those that the target holds, too (the origin cannot be listed: the others are not seen)"
 	} else {
 		add(Gate{Name: "backfill", Open: done, Waiting: !done && j.State != jobPaused,

@@ -47,14 +47,14 @@ func (c *Control) job(name string) *Job {
 
 // tickJobs starts what c says should run and does not.
 func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
-	if err := e.noteLongest(ctx, c); err != nil {
+	if err := e.noteLives(ctx, c); err != nil {
 		return err
 	}
 	name, due := "", false
 	switch {
 	case c.Phase == DualWrite && c.Done && e.listed():
 		name, due = "backfill", c.Backfill.State == "" || c.Backfill.State == jobRunning
-	case c.Phase == Sync && c.Done && !c.Reconciled && (e.listed() || e.opt.Lifetime > 0):
+	case c.Phase == Sync && c.Done && !c.Reconciled && (e.listed() || e.opt.Lifetime > 0 || !c.Reconcile.Until.IsZero()):
 		name, due = "reconcile", c.Reconcile.State == "" || c.Reconcile.State == jobRunning
 	}
 	if !due {
@@ -78,7 +78,7 @@ func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
 		}
 	}
 	e.mu.Lock()
-	until := e.auth.leaseLast.Add(e.opt.Lifetime) // c came with that lease, so the step into sync was done then
+	given := e.auth.leaseLast // c came with that lease, so the step into sync was done then
 	e.mu.Unlock()
 	claimed, err := updateControl(ctx, e.flow, func(now *Control) error {
 		if now.Epoch != c.Epoch || now.job(name).State != c.job(name).State || now.job(name).Gateway != c.job(name).Gateway {
@@ -89,7 +89,7 @@ func (e *Engine) tickJobs(ctx context.Context, c *Control) error {
 			j.Started = time.Now().UTC()
 		}
 		if !e.listed() && j.Until.IsZero() {
-			j.Until = until.UTC()
+			j.Started, j.Until = given.UTC(), given.UTC().Add(e.opt.Lifetime)
 		}
 		j.State, j.Gateway, j.Epoch, j.Error = jobRunning, e.opt.Gateway, now.Epoch, ""
 		return nil

@@ -149,7 +149,7 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 	if !e.listed() {
 		p.Advise = append(p.Advise, "the origin cannot be listed: no backfill, and nobody sees what it alone has. Give this process the right to list it, or stay a whole lifetime in sync, "+
 			"where what is used comes over, and the rest ends by itself")
-		if g := e.lifetimeGate(&Control{}); !g.Open {
+		if g := e.lifetimeGate(&Control{}, e.opt.Lifetime); !g.Open {
 			p.Blockers = append(p.Blockers, g.Name+": "+g.Value+" ("+g.Remedy+")")
 		}
 	} else {

@@ -36,30 +36,37 @@ func (e *Engine) lives(deadline time.Time) {
 	}
 }
 
-// noteLongest writes the longest life that this gateway has seen into the control record, where it outlives the gateway.
-func (e *Engine) noteLongest(ctx context.Context, c *Control) error {
-	longest := e.longest.Load()
-	if longest <= c.Longest {
+// noteLives writes into the control record, where it outlives the gateway, the longest life that this one has seen. Of
+// gateways that were given different lifetimes the longest is waited for, whoever runs the pass.
+func (e *Engine) noteLives(ctx context.Context, c *Control) error {
+	note := func(c *Control) error {
+		c.Longest = max(c.Longest, e.longest.Load())
+		if j := &c.Reconcile; !c.Reconciled && !j.Until.IsZero() && j.wait() < e.opt.Lifetime {
+			j.Until = j.Started.Add(e.opt.Lifetime)
+		}
 		return nil
 	}
-	_, err := updateControl(ctx, e.flow, func(c *Control) error {
-		c.Longest = max(c.Longest, longest)
+	if next := *c; note(&next) != nil || next.Longest == c.Longest && next.Reconcile == c.Reconcile {
 		return nil
-	})
+	}
+	_, err := updateControl(ctx, e.flow, note)
 	return err
 }
 
-// lifetimeGate says whether the wait in sync is long enough.
-func (e *Engine) lifetimeGate(c *Control) Gate {
-	g := Gate{Name: "lifetime", Remedy: "--lifetime: how long a session lives that nobody uses"}
+// wait is how long the pass over an origin that cannot be listed takes at least.
+func (j *Job) wait() time.Duration { return j.Until.Sub(j.Started) }
+
+// lifetimeGate says whether a wait of that length in sync is long enough.
+func (e *Engine) lifetimeGate(c *Control, wait time.Duration) Gate {
+	g := Gate{Name: "lifetime", Remedy: "--lifetime: how long a session lives that nobody uses, as it is known when sync is entered"}
 	longest := time.Duration(max(c.Longest, e.longest.Load())) * time.Second
 	switch {
-	case e.opt.Lifetime <= 0:
+	case wait <= 0:
 		g.Hard, g.Value = true, "not known, and the origin cannot be listed"
-	case longest > e.opt.Lifetime+store.DeadlineSlack:
-		g.Value = fmt.Sprintf("%v, and there are sessions that live for %v", e.opt.Lifetime, longest)
+	case longest > wait+store.DeadlineSlack:
+		g.Value = fmt.Sprintf("%v, and there are sessions that live for %v", wait, longest)
 	default:
-		g.Open, g.Value = true, fmt.Sprintf("%v: sync takes at least that long", e.opt.Lifetime)
+		g.Open, g.Value = true, fmt.Sprintf("%v: sync takes at least that long", wait)
 	}
 	return g
 }
@@ -73,6 +80,9 @@ func (e *Engine) outlive(ctx context.Context, point *checkpoint, until time.Time
 		}
 		e.mu.Lock()
 		left := until.Sub(e.auth.leaseLast)
+		if c := e.auth.control; c != nil { // another gateway may know of a longer lifetime
+			left = max(left, c.Reconcile.Until.Sub(e.auth.leaseLast))
+		}
 		e.mu.Unlock()
 		if left <= 0 {
 			return nil

@@ -166,6 +166,72 @@ func TestALifetimeThatIsNotKnownOrTooShort(t *testing.T) {
 	})
 }
 
+// Of two gateways one still has an old configuration, and runs the pass.
+func TestTheLongestLifetimeIsWaitedFor(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.origin.Origin = unlisted{w.o}
+		w.gateway(func(o *Options) { o.Lifetime = 10 * time.Minute })
+		g, _, target := w.view(func(o *Options) { o.Lifetime = time.Hour })
+		w.save(g, "k", "v")
+		w.must(g.Create(w.ctx(), w.opt()))
+		target.set(func(call, _ string) error {
+			if c, _ := readControl(w.ctx(), w.n.Workflow("default")); call == "swapcontrol" && c != nil && c.Phase == Sync && c.Done {
+				return store.ErrUnavailable // the other one finds the pass first
+			}
+			return nil
+		}, nil)
+		w.must(g.SwitchTraffic(w.ctx(), Sync, w.opt()))
+		w.phase(w.gws[0], Sync)
+		time.Sleep(time.Second)
+		target.up()
+		begun := time.Now()
+		time.Sleep(30 * time.Minute)
+		if st := g.Status(w.ctx()); st.Reconciled || st.Reconcile.Gateway != w.gws[0].opt.Gateway {
+			t.Errorf("after %v: reconciled %v, %+v", time.Since(begun), st.Reconciled, st.Reconcile)
+		}
+		g.Close() // the other one still knows
+		w.gws = w.gws[:1]
+		w.save(w.gws[0], "k", "w")
+		time.Sleep(25 * time.Minute)
+		w.reads(w.gws[0], "k", "w")
+		if st := w.gws[0].Status(w.ctx()); st.Reconciled {
+			t.Errorf("reconciled after %v", time.Since(begun))
+		}
+		time.Sleep(6 * time.Minute)
+		w.at(Live)
+	})
+}
+
+// The gateway that entered sync, and knew how long sessions live, is gone before the pass begins.
+func TestAWaitThatWasTooShort(t *testing.T) {
+	simulate(t, func(w *world) {
+		w.origin.Origin = unlisted{w.o}
+		old := w.gateway(func(o *Options) { o.Lifetime = 10 * time.Minute })
+		w.save(old, "k", "v")
+		g, _, target := w.view(func(o *Options) { o.Lifetime = time.Hour })
+		w.at(DualWrite)
+		target.set(func(call, _ string) error {
+			if c, _ := readControl(w.ctx(), w.n.Workflow("default")); call == "swapcontrol" && c != nil && c.Phase == Sync {
+				return store.ErrUnavailable // it is killed behind the step, before it is done
+			}
+			return nil
+		}, nil)
+		ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+		defer cancel()
+		if err := g.SwitchTraffic(ctx, Sync, w.opt()); err == nil {
+			t.Fatal("the step is done")
+		}
+		g.Close()
+		w.gws = w.gws[:1]
+		w.must(old.SwitchTraffic(w.ctx(), Sync, w.opt()))
+		time.Sleep(20 * time.Minute)
+		var closed *GateError
+		if err := old.SwitchTraffic(w.ctx(), Live, w.opt()); !errors.As(err, &closed) || !strings.Contains(err.Error(), "sessions that live for") {
+			t.Errorf("SwitchTraffic: got %v, want a closed gate", err)
+		}
+	})
+}
+
 // In the middle of the wait a gateway is cut off from the target and retreats: who waits for live is told so, and the next sync
 // takes as long as the first.
 func TestARetreatInTheMiddleOfTheWait(t *testing.T) {
