@@ -247,7 +247,11 @@ func (e *Engine) pages(ctx context.Context, s store.Store, cursor string, each f
 	go func() {
 		defer close(pages)
 		for first := true; first || cursor != ""; first = false {
-			page, err := e.scan(ctx, s, cursor, pageSize)
+			limit := pageSize
+			if e.maxLoad() > 0 {
+				limit = batch // of pages that rest for minutes nobody would see progress, and a listing may be kept open for ten
+			}
+			page, err := e.scan(ctx, s, cursor, limit)
 			if err != nil {
 				listed <- err
 				return

@@ -35,6 +35,12 @@ func (m *meter) watch(f *fault, took func() time.Duration) {
 	}, nil)
 }
 
+func (m *meter) total() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.open
+}
+
 // Whatever walks, and however long the origin takes: requests are open for the share of the time that was asked for.
 func TestTheLoadOfWalksIsBounded(t *testing.T) {
 	simulate(t, func(w *world) {
@@ -115,6 +121,31 @@ func TestTheLoadIsChangedWhileAWalkRuns(t *testing.T) {
 		_, err = g.Start(w.ctx(), 0, 30)
 		if w.must(err); g.Status(w.ctx()).MaxLoad != 30 {
 			w.t.Errorf("the load is %d %%", g.Status(w.ctx()).MaxLoad)
+		}
+	})
+}
+
+// A page of a walk that takes ten minutes would look like one that has come to a stand, and could not be paused.
+func TestAWalkUnderABoundIsSeenToMoveAndObeys(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway(func(o *Options) { o.MaxLoad = 1 })
+		for i := range 2000 {
+			w.must(w.o.Save(w.ctx(), fmt.Sprint("s", i), hour("x"), store.Always))
+		}
+		m := &meter{}
+		m.watch(&w.origin.fault, func() time.Duration { return time.Millisecond })
+		w.at(DualWrite) // a batch takes 0.2 s, and 20 s of rest
+		time.Sleep(time.Minute)
+		if seen := g.Status(w.ctx()).Backfill.Seen; seen < 400 || seen > 800 {
+			w.t.Errorf("%d are said to have been seen", seen)
+		}
+		_, err := g.Stop(w.ctx())
+		w.must(err)
+		time.Sleep(30 * time.Second) // the batch that waits for its turn
+		open := m.total()
+		time.Sleep(5 * time.Minute)
+		if more := m.total() - open; more > 0 {
+			w.t.Errorf("it goes on for %v although it is paused", more)
 		}
 	})
 }
