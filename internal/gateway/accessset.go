@@ -397,8 +397,10 @@ func (s *Server) lastWrite(ctx context.Context, dark *bool, member string) (last
 	}
 	rec, err := s.site.Store.Inspect(ctx, k.id)
 	switch {
-	case absent(err):
+	case errors.Is(err, store.ErrAbsent):
 		return last, true
+	case errors.Is(err, store.ErrInvalid): // too large for us, say, and in use at an application server that is still on the origin
+		return now, false
 	case err != nil:
 		*dark = !errors.Is(err, errors.ErrUnsupported)
 		return now, false

@@ -90,6 +90,8 @@ func TestNobodyIsCollectedWhoIsThere(t *testing.T) {
 	st.set(failing(store.ErrUnavailable, "load"), nil)
 	c.want(array("\x00", "sessile:x"), "ZRANGEBYSCORE", "z", "0", "("+ago(500))
 	c.want(array("\x00", "sessile:x"), "ZRANGEBYSCORE", "z", "0", ago(-500)) // nor whoever asks for everybody until later
+	st.set(failing(store.ErrInvalid, "load"), nil)
+	c.want(array("\x00", "sessile:x"), "ZRANGEBYSCORE", "z", "0", "("+ago(500))
 	st.set(nil, nil)
 	if got := r.Do("ZSCORE", "z", "fresh"); got != ago(950) {
 		t.Errorf("a score was changed because the store was away: %v", got)
