@@ -232,6 +232,12 @@ func (c *Config) Check(listen bool) error {
 	return c.checkAdmin()
 }
 
+// shorter reports whether text, if it is a duration, is one below d.
+func shorter(text string, d time.Duration) bool {
+	given, err := time.ParseDuration(text)
+	return err == nil && given < d
+}
+
 func (s *Site) check(c *Config, listen bool) error {
 	switch {
 	case s.Target.IsZero() && s.Origin.IsZero():
@@ -248,6 +254,8 @@ func (s *Site) check(c *Config, listen bool) error {
 		return s.errorf("access-set", "needs a target that is Redis")
 	case s.AccessSet != "" && strings.HasSuffix(s.AccessSet, s.LockSuffix):
 		return s.errorf("access-set", "ends in %s, as locks do", s.LockSuffix)
+	case s.AccessSet != "" && shorter(s.Origin.Param("lifetime"), s.Lifetime):
+		return s.errorf("access-set", "needs a lifetime that is not longer than the origin's lifetime=: by it one knows when a session was written, and who is to be collected")
 	case s.MaxMemory < 4*s.MaxValue:
 		return s.errorf("max-memory", "is to be at least four times max-value")
 	}

@@ -244,6 +244,7 @@ func TestMistakes(t *testing.T) {
 		{name: "an access set that is a lock", yaml: plain + "access-set: ALL_LOCK\n", want: "ends in _LOCK"},
 		{name: "an access set that is ours", yaml: plain + "access-set: 'sessile:x'\n", want: "which is ours"},
 		{name: "an access set that a session could be", yaml: plain + "origin-key: 'a:'\ntarget-key: 'b:'\naccess-set: 'b:ALL'\n", want: "could take its place"},
+		{name: "an access set and two lifetimes", yaml: plain + "origin: file:///srv/s?lifetime=1440s\nlifetime: 2h\naccess-set: ALL\n", want: "not longer than the origin's"},
 		{name: "one access set of two sites", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h', target-key: 'x', access-set: ALL}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h', target-key: 'y', access-set: ALL}\n", want: "site a has keys that begin like it, or the same set"},
 		{name: "an access set like another site's keys", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h', target-key: 'x', access-set: yALL}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h', target-key: 'y'}\n", want: "site a has keys that begin like it"},
 		{name: "two sites with one workflow", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h', target-key: 'x', workflow: w}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h', target-key: 'y', workflow: w}\n", want: "workflow of site a"},
