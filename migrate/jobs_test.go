@@ -228,9 +228,12 @@ func TestWhatIsComparedIsReadOnce(t *testing.T) {
 		if got := n["inspect"].Load(); got != many+1 {
 			t.Errorf("the diff read the origin %d times", got)
 		}
-		w.must(g.SwitchTraffic(w.ctx(), Sync, StepOptions{Force: true, Reason: "the extra one"}))
-		w.must(w.n.Save(w.ctx(), "extra", hour("x"), store.Always)) // a logout that the copies missed
-		n["inspect"].Store(0)
+		w.must(g.SwitchTraffic(w.ctx(), Sync, StepOptions{Force: true, Reason: "the extra one", Say: func(line string) {
+			if strings.HasPrefix(line, "sealed") { // the gates are open, and the pass may begin before the command returns
+				w.must(w.n.Save(w.ctx(), "extra", hour("x"), store.Always)) // a logout that the copies missed
+				n["inspect"].Store(0)
+			}
+		}}))
 		time.Sleep(5 * time.Second)
 		if got := n["inspect"].Load(); !g.Status(w.ctx()).Reconciled || got != many+2 { // the extra one once more, under the intent
 			t.Errorf("the reconcile pass read the origin %d times: %+v", got, g.Status(w.ctx()).Reconcile)
