@@ -220,3 +220,54 @@ func parse(t *testing.T, raw string) *url.URL {
 	}
 	return u
 }
+
+// As many locks as there may be are held: another one is not to be had, and reads and writes go on.
+func TestTooManyLocks(t *testing.T) {
+	eachLock(t, func(t *testing.T, srv sqlServer, params string) {
+		s, _ := made(t, srv, plain[nameOf(srv)], params+"&max_locks=2&max_conns=2")
+		for _, key := range []string{"a", "b"} {
+			if err := errors.Join(s.Save(t.Context(), key, hour("x"), store.Always), s.Lock(t.Context(), key, "t", time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Lock(within(t, 200*time.Millisecond), "c", "t", time.Minute); store.OutcomeOf(err) != store.OutcomeUnavailable {
+			t.Errorf("Lock: %v", err)
+		}
+		for range 10 {
+			if err := s.Save(t.Context(), "a", hour("y"), store.Always); err != nil {
+				t.Errorf("Save: %v", err)
+			}
+			if _, err := s.Load(t.Context(), "b"); err != nil {
+				t.Errorf("Load: %v", err)
+			}
+		}
+		if held, err := s.Unlock(t.Context(), "a", "t"); !held || err != nil {
+			t.Errorf("Unlock: %v, %v", held, err)
+		}
+		if err := s.Lock(within(t, 2*time.Second), "c", "t", time.Minute); err != nil {
+			t.Errorf("Lock: %v", err)
+		}
+	})
+}
+
+// Behind a write under it the row is the lock's again: a page of the application waits.
+func TestTheRowIsLockedAgainBehindAWrite(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			s, table := made(t, srv, plain[name], "&lock=for-update")
+			if err := errors.Join(s.Save(t.Context(), "k", hour("x"), store.Always), s.Lock(t.Context(), "k", "t", time.Minute),
+				s.Save(t.Context(), "k", hour("y"), store.Always)); err != nil {
+				t.Fatal(err)
+			}
+			db := raw(t, srv.URL("app"))
+			for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				if _, err := db.Exec("SELECT 1 FROM " + table + " WHERE id = 'k' FOR UPDATE NOWAIT"); err != nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("the application gets the row")
+				}
+			}
+		})
+	}
+}

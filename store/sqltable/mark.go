@@ -110,6 +110,7 @@ func (s *Store) SwapMark(ctx context.Context, old, next store.Mark) error {
 	}
 	ctx, cancel := s.begin(ctx)
 	defer cancel()
+	s.marks.there.Store(false) // it is worth another look
 	if err := s.marks.make(ctx, s); err != nil {
 		return err
 	}
@@ -143,6 +144,7 @@ func (k *marks) still(ctx context.Context, s *Store, m *store.Mark) error {
 	if m == nil {
 		return nil
 	}
+	k.there.Store(false) // somebody may have taken our row away
 	line, err := k.read(ctx, s)
 	if err != nil {
 		return err

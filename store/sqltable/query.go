@@ -185,6 +185,9 @@ var errDuplicate = fmt.Errorf("%w: there is such a row", store.ErrConflict)
 // key for example, so only its number is kept.
 func (s *Store) failure(ctx context.Context, what string, err error, write bool) error {
 	c := s.d.classify(err)
+	if c == classMissing {
+		s.marks.there.Store(false) // it may be the table of marks
+	}
 	switch {
 	case c == classDuplicate:
 		return errDuplicate

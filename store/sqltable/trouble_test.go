@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -500,6 +502,165 @@ func TestAPacketThatIsTooLarge(t *testing.T) {
 		}
 		if err := s.Save(t.Context(), "k", hour("old"), store.IfVersion(rec.Version())); err != nil {
 			t.Errorf("Save over %d bytes: %v", len(rec.Data), err)
+		}
+	}
+}
+
+// relay stands between a store and its server, and can go silent: to the server the connection is still there.
+type relay struct {
+	net.Listener
+	silent atomic.Bool
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{Listener: l}
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards conns
+	var conns []net.Conn
+	wg.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			mu.Lock()
+			conns = append(conns, near, far)
+			mu.Unlock()
+			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+				wg.Go(func() {
+					b := make([]byte, 64<<10)
+					for {
+						n, err := way[0].Read(b)
+						if r.silent.Load() {
+							return // and the other side hears nothing of it
+						}
+						if _, werr := way[1].Write(b[:n]); err != nil || werr != nil {
+							way[1].Close()
+							return
+						}
+					}
+				})
+			}
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		mu.Lock()
+		for _, c := range conns {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	return r
+}
+
+// A gateway is cut off while its write waits in the server: the server gives it up within the bound, so that it does not
+// land later, behind what others have done.
+func TestAWriteOfAGatewayThatIsCutOffDoesNotLandLate(t *testing.T) {
+	for name, srv := range servers(t) {
+		for what, c := range map[string]struct{ mysql, postgres, undo string }{
+			"row":   {"BEGIN; UPDATE %s SET expires = expires + 1", "BEGIN; UPDATE %s SET expires = expires + 1", "ROLLBACK"},
+			"table": {"LOCK TABLES %s WRITE", "BEGIN; LOCK TABLE %s IN ACCESS EXCLUSIVE MODE", map[bool]string{true: "UNLOCK TABLES", false: "ROLLBACK"}[isMySQL(srv)]},
+		} {
+			t.Run(name+", "+what, func(t *testing.T) {
+				r := newRelay(t, parse(t, srv.URL("app")).Host)
+				_, table := made(t, srv, plain[name], "")
+				s := at(t, strings.Replace(srv.URL("app"), parse(t, srv.URL("app")).Host, r.Addr().String(), 1)+
+					"?op_bound=2s&table="+table+"&id=id&data=data&expires=expires")
+				for range 2 { // statements are prepared
+					if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
+						t.Fatal(err)
+					}
+				}
+				lock := c.postgres
+				if isMySQL(srv) {
+					lock = c.mysql
+				}
+				free := locked(t, srv.(sqlServer), fmt.Sprintf(lock, table), c.undo)
+				done := make(chan error, 1)
+				began := time.Now()
+				go func() { done <- s.Touch(t.Context(), "k", time.Now().Add(time.Minute)) }()
+				for deadline := time.Now().Add(800 * time.Millisecond); waiting(srv) == "0" && time.Now().Before(deadline); {
+				}
+				if waiting(srv) == "0" {
+					t.Fatal("the write does not wait")
+				}
+				r.silent.Store(true)
+				<-done
+				time.Sleep(2*time.Second - time.Since(began)) // the bound
+				if got := waiting(srv); got != "0" {
+					t.Errorf("%s statements still wait", got)
+				}
+				free()
+			})
+		}
+	}
+}
+
+// waiting is how many statements wait for a row or a table.
+func waiting(s server) string {
+	if isMySQL(s) {
+		return s.Exec("SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE '%sessile%' AND command IN ('Query', 'Execute') AND id <> CONNECTION_ID()")
+	}
+	return s.Exec("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+}
+
+// Somebody empties the table of marks, or takes it away: nothing is written under a mark that is gone, what needs none goes
+// on, and the zero mark can be written under again.
+func TestTheMarkIsTakenAway(t *testing.T) {
+	for name, srv := range servers(t) {
+		for _, how := range []string{"DELETE FROM sessile_marks", "DROP TABLE sessile_marks"} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				s, _ := made(t, srv, plain[name], "")
+				if err := errors.Join(s.SwapMark(t.Context(), store.Mark{}, mark), s.Under(mark).Save(t.Context(), "k", hour("old"), store.Always)); err != nil {
+					t.Fatal(err)
+				}
+				srv.Exec(how)
+				if err := s.Under(mark).Save(t.Context(), "k", hour("new"), store.Always); store.OutcomeOf(err) != store.OutcomeUnavailable {
+					t.Errorf("Save under what is gone: %v", err)
+				}
+				if m, err := s.Mark(t.Context()); err != nil || m != (store.Mark{}) {
+					t.Errorf("Mark: %v, %v", m, err)
+				}
+				if rec, err := s.Load(t.Context(), "k"); err != nil || string(rec.Data) != "old" {
+					t.Errorf("Load: %q, %v", rec.Data, err)
+				}
+				zero := func() error { return s.Under(store.Mark{}).Save(t.Context(), "k", hour("zero"), store.Always) }
+				if err := zero(); err != nil { // then it is known
+					if err := zero(); err != nil {
+						t.Errorf("Save under the zero mark: %v", err)
+					}
+				}
+				if err := s.SwapMark(t.Context(), store.Mark{}, mark); err != nil {
+					t.Errorf("SwapMark: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// PostgreSQL's own ends of quiet sessions do not take a lock away.
+func TestALockIsQuietForLong(t *testing.T) {
+	pg := testserver.Postgres(t, "-c", "idle_session_timeout=300ms", "-c", "idle_in_transaction_session_timeout=300ms")
+	for _, kind := range kinds {
+		s, _ := made(t, pg, plain["PostgreSQL"], "&lock="+kind)
+		if err := errors.Join(s.Save(t.Context(), "k", hour("x"), store.Always), s.Lock(t.Context(), "k", "t", time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(600 * time.Millisecond) // longer than that
+		if held, err := s.Unlock(t.Context(), "k", "t"); !held || err != nil {
+			t.Errorf("%s: %v, %v", kind, held, err)
 		}
 	}
 }
