@@ -86,6 +86,7 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 		"sql_mode":                 "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'", // what does not fit is an error, not cut
 		"wait_timeout":             "28800",                                      // a lock's connection is quiet as long as its page takes
 		"innodb_lock_wait_timeout": strconv.Itoa(max(1, int(opt.Bound/(2*time.Second)))),
+		"lock_wait_timeout":        strconv.Itoa(max(1, int(opt.Bound/(2*time.Second)))), // for the table: MySQL knows no max_statement_time
 	}
 	connector, err := mysql.NewConnector(cfg)
 	if err != nil {
