@@ -26,7 +26,7 @@ func (m *moving) plan() *cobra.Command {
 		Long: `Look at both stores and say what the move means. Nothing is written.
 
 It asks the gateway, or, with --origin and --target, the stores themselves. Exit code
-3 means that something is in the way, 4 that the target could not be asked.`,
+3 means that something is in the way, 4 that one of them could not be asked.`,
 	}
 	own := []string{"origin", "target", "origin-key", "target-key", "lifetime", "bound", "workflow", "max-value", "max-load"}
 	m.flags = addSettings(cmd, func(s config.Setting) bool { return isAdmin(s) || oneOfNames(own...)(s) })
@@ -37,6 +37,9 @@ It asks the gateway, or, with --origin and --target, the stores themselves. Exit
 			ask = m.look
 		}
 		plan, raw, err := ask(ctx)
+		if errors.Is(err, store.ErrUnavailable) {
+			return &exitError{code: admin.ExitBlind, text: err.Error()}
+		}
 		if err != nil {
 			return err
 		}

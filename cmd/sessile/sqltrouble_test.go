@@ -2,6 +2,7 @@ package main
 
 import (
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/sessile/sessile/internal/testserver"
@@ -73,6 +74,54 @@ func TestAnOriginInTrouble(t *testing.T) {
 					})
 				}
 			}
+		})
+	}
+}
+
+// A gateway that is started while its origin is away answers as soon as it can without it: in ramp-down at once, with what the
+// origin is owed; in off when the origin is back.
+func TestAGatewayBeginsWithoutItsOrigin(t *testing.T) {
+	for name, c := range map[string]struct {
+		start  func() sqlServer
+		create string
+	}{
+		"MariaDB": {func() sqlServer { return testserver.MariaDB(t) },
+			"CREATE TABLE s (id VARBINARY(128) PRIMARY KEY, data LONGBLOB, access INT UNSIGNED) ENGINE=InnoDB"},
+		"PostgreSQL": {func() sqlServer { return testserver.Postgres(t) },
+			"CREATE TABLE s (id varchar(128) PRIMARY KEY, data bytea, access integer)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			srv := c.start()
+			srv.Exec(c.create)
+			args := []string{"--origin", srv.URL("app") + "?table=s&id=id&data=data&expires=access&expires_kind=last-access&lifetime=1440s",
+				"--bound", "2s", "--hold", "300ms", "--target", redis(t).URL()}
+			d := serve(t, args...)
+			d.migrate("create").want(t, 0, "phase off", "")
+			d.migrate("switchtraffic", "--to", "ramp-down", "--window", "300ms").want(t, 0, "phase ramp-down", "")
+			if got := d.dial().do("SETEX", "k", "1440", "one"); got != "+OK" {
+				t.Fatalf("SETEX: %s", got)
+			}
+			d.stop(syscall.SIGTERM)
+			srv.Stop()
+			d.start(args...)
+			eventually(t, "it answers from the target", func() bool { return d.dial().do("GET", "k") == "one" })
+			if got := d.dial().do("SETEX", "k", "1440", "two"); got != "+OK" {
+				t.Errorf("SETEX without the origin: %s", got)
+			}
+			srv.Restart()
+			d.migrate("reversetraffic", "--to", "off").want(t, 0, "phase off", "")
+			if got := srv.Exec("SELECT data FROM s WHERE id = 'k'"); !strings.Contains(got, "two") && !strings.Contains(got, `\x74776f`) {
+				t.Errorf("the origin has %q", got)
+			}
+			d.stop(syscall.SIGTERM)
+			srv.Stop()
+			d.start(args...)
+			if got := d.dial().do("GET", "k"); !strings.HasPrefix(got, "-") {
+				t.Errorf("GET in off without the origin: %q", got)
+			}
+			srv.Restart()
+			eventually(t, "it answers from the origin", func() bool { return d.dial().do("GET", "k") == "two" })
 		})
 	}
 }

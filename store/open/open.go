@@ -99,7 +99,7 @@ func openSQL(ctx context.Context, u *url.URL, opt Options) (store.Store, error) 
 	if err != nil {
 		return nil, err
 	}
-	return sqltable.Open(ctx, plain, o)
+	return sqltable.OpenLate(ctx, plain, o, opt.Logger)
 }
 
 func openMemory(_ context.Context, u *url.URL, _ Options) (store.Store, error) {

@@ -15,8 +15,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
-
-	"github.com/sessile/sessile/store"
 )
 
 // Open connects to the database of a URL, mysql://user:password@host:port/db or postgres://..., and looks at the table. The
@@ -102,7 +100,7 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 	if err := probe.QueryRowContext(ask, "SELECT @@max_allowed_packet, VERSION(), COALESCE((SELECT data_type FROM information_schema.columns "+
 		"WHERE table_schema = IF(? = '', DATABASE(), ?) AND table_name = ? AND column_name = ?), '')",
 		schema, schema, table, opt.Table.Time.Column).Scan(&cfg.MaxAllowedPacket, &version, &kind); err != nil {
-		return nil, fmt.Errorf("%w: %s", store.ErrUnavailable, codeMySQL(err))
+		return nil, fmt.Errorf("%w: %s", unavailable(err), codeMySQL(err))
 	}
 	if kind == "timestamp" && opt.Table.Time.Unit != UTC { // else the hour that comes twice could not be written
 		cfg.Params["time_zone"] = "'+00:00'"

@@ -3,11 +3,17 @@ package sqltable
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sessile/sessile/store"
 )
@@ -198,5 +204,20 @@ func (s *Store) failure(ctx context.Context, what string, err error, write bool)
 	case ctx.Err() != nil:
 		return fmt.Errorf("store/sqltable: %s: %w: %w", what, store.ErrUnavailable, ctx.Err())
 	}
-	return fmt.Errorf("store/sqltable: %s: %w: %s", what, store.ErrUnavailable, s.d.code(err))
+	return fmt.Errorf("store/sqltable: %s: %w: %s", what, unavailable(err), s.d.code(err))
+}
+
+// unavailable is ErrDown where there is no server, or one that is not ready for anybody, and not one that refuses us.
+func unavailable(err error) error {
+	var my *mysql.MySQLError
+	var pg *pgconn.PgError
+	var op *net.OpError
+	switch {
+	case errors.As(err, &my) && !slices.Contains([]uint16{1040, 1053}, my.Number), // too many connections, shutting down
+		errors.As(err, &pg) && pg.Code != "53300" && !strings.HasPrefix(pg.Code, "57P0"): // the same, starting up
+	case my != nil, pg != nil, errors.As(err, &op), errors.Is(err, driver.ErrBadConn), errors.Is(err, mysql.ErrInvalidConn),
+		errors.Is(err, context.DeadlineExceeded), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return store.ErrDown
+	}
+	return store.ErrUnavailable
 }

@@ -89,8 +89,9 @@ type Store struct {
 }
 
 // Capabilities implements store.Store.
-func (s *Store) Capabilities() store.Capabilities {
-	t := &s.opt.Table
+func (s *Store) Capabilities() store.Capabilities { return s.opt.Table.capabilities() }
+
+func (t *Table) capabilities() store.Capabilities {
 	return store.Capabilities{Scan: t.Hash == NoHash, Conditional: true, LazyExpiry: t.Lazy, Lock: true, Seal: true,
 		Ageless: t.Time.Column == "" || t.fixed()}
 }
