@@ -109,6 +109,8 @@ func openMySQL(ctx context.Context, u *url.URL, opt Options) (*sql.DB, error) {
 	if strings.Contains(version, "MariaDB") {
 		isolation = "tx_isolation" // its other name is known since 11.1
 		cfg.Params["max_statement_time"] = strconv.FormatFloat((opt.Bound / 2).Seconds(), 'f', 3, 64)
+	} else { // of a SELECT, in ms; what writes is bounded by its waits
+		cfg.Params["max_execution_time"] = strconv.FormatInt((opt.Bound / 2).Milliseconds(), 10)
 	}
 	cfg.Params[isolation] = "'REPEATABLE-READ'"
 	if connector, err = mysql.NewConnector(cfg); err != nil {
