@@ -21,8 +21,8 @@ demo: ## the whole move on this machine, nothing else installed
 # -shuffle keeps go test from using cached results, so the list of what was skipped is whole.
 test: setup lint ## all checks and tests; says at the end what was skipped for want of a server
 	@failed= && skips=$$(mktemp) && trap 'rm -f "$$skips"' EXIT && \
-	echo '$(GOTEST) -shuffle=on -timeout 20m $(PKGS)' && \
-	{ SESSILE_SKIPS=$$skips $(GOTEST) -shuffle=on -timeout 20m $(PKGS) || failed=1; } && \
+	echo '$(GOTEST) -shuffle=on -timeout 40m $(PKGS)' && \
+	{ SESSILE_SKIPS=$$skips $(GOTEST) -shuffle=on -timeout 40m $(PKGS) || failed=1; } && \
 	if [ -s "$$skips" ]; then \
 		echo; echo 'Skipped, since it is not on this machine (scripts/setup.sh installs it):'; \
 		sort -u "$$skips" | awk -F '\t' '{ tests[$$1]++; if (!seen[$$1, $$2]++) where[$$1] = where[$$1] " " $$2 } \
@@ -51,7 +51,7 @@ staticcheck:
 		echo 'staticcheck cannot be had'; [ "$${CI:-false}" = false ]; \
 	fi
 
-# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|php|page|backfill|sql, -rounds, -short.
+# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|failover|php|page|backfill|sql|memcached, -rounds, -short.
 # Benchmarks of single packages: go test -run '^$$' -bench . ./store/redis
 bench: ## Sessile side by side with what one would use instead; about twenty minutes
 	cd bench && go run . $(BENCHFLAGS)
@@ -69,9 +69,15 @@ fuzz: ## every fuzz target for FUZZTIME
 
 soak: setup ## six hundred simulated runs of each kind (SESSILE_TRACE=1 tells the story of one that fails); ten minutes
 	SESSILE_SOAK=1 go test $(TESTFLAGS) -count 1 -v -timeout 12h -run 'TestSimulation$$' ./migrate
+	SESSILE_SOAK=1 go test $(TESTFLAGS) -count 1 -v -timeout 2h -run "TestRecoveryInASimulation|TestConformanceOfACluster" ./store/redis
+	SESSILE_SOAK=1 $(GOTEST) -count 1 -v -timeout 2h -run 'TestNobodyGetsAnothersAnswer$$' ./internal/gateway
+	SESSILE_SOAK=1 go test $(TESTFLAGS) -count 1 -v -run TestAClusterOfThree ./store/cassandra
 
-faults: setup ## servers and gateways killed for real, and every guard switched off, with the table that comes of it
-	$(GOTEST) -count 1 -v -timeout 2h -run 'Killed|TheTarget|EmptyTarget|EveryZero|EveryMissingGuard|PHPSite' ./internal/demo ./migrate
+# FAULTFLAGS: -rows 4,6, -runs 2, -keep FILE (go on where a run was interrupted), -table ../docs/faults.md.
+faults: setup ## servers and gateways killed for real, and every guard switched off, with the tables that come of it; two hours
+	SESSILE_SOAK=1 $(GOTEST) -count 1 -v -timeout 2h -run 'TestRequestTracker$$' ./cmd/sessile
+	SESSILE_SOAK=1 $(GOTEST) -count 1 -v -timeout 2h -run 'Killed|TheTarget|EmptyTarget|EveryZero|EveryMissingGuard|PHPSite' ./internal/demo ./migrate
+	cd bench && go test -count 1 -v -timeout 4h -run 'Fault|SlotOf|Goals' . -runs 20 $(FAULTFLAGS)
 
 cover: setup ## test coverage over all packages
 	@mkdir -p .bin

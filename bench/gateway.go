@@ -19,7 +19,6 @@ import (
 
 const (
 	clients = 50
-	keys    = 100_000
 	size    = 1024
 )
 
@@ -31,6 +30,7 @@ type endpoint struct {
 }
 
 func (r *run) gateway() error {
+	r.keys = 100_000
 	redis, err := r.redis()
 	if err != nil {
 		return err
@@ -39,32 +39,40 @@ func (r *run) gateway() error {
 	if err != nil {
 		return err
 	}
-	if err := fill(redis); err != nil {
+	if err := fill("unix", redis.socket, r.keys); err != nil {
 		return err
 	}
-	var names []string
-	for _, e := range endpoints {
-		names = append(names, e.name)
-		if _, err := r.benchmark(e, redis, "get", 1, 200*clients); err != nil { // warm; not counted
-			return err
-		}
-	}
-
 	fmt.Printf("\n### Gateway\n\n`redis-benchmark -c %d -r %d -d %d -t get|set -P 1|16` against each, in front of one Redis without persistence: "+
 		"`sessile serve --listen ... --target ... --lifetime 1h`, nutcracker with one pool of one server, HAProxy in TCP mode. Every GET hits. "+
-		"Share: operations per second, of those of Redis asked directly over the same kind of socket. Latency as redis-benchmark says it.\n", clients, keys, size)
+		"Share: operations per second, of those of Redis asked directly over the same kind of socket. Latency as redis-benchmark says it.\n", clients, r.keys, size)
 	for _, name := range missing {
 		fmt.Printf("\nLeft out, since it is not on this machine: %s (`apt-get install --no-install-recommends %s`).\n", name, name)
 	}
-	rows := [][]string{{"target", "test", "P", "ops/s", "share of direct", "p50 ms", "p99 ms", "proxy CPU µs/op", "redis CPU µs/op"}}
-	rate := map[string]float64{}
+	names, rate, err := r.fullLoad(endpoints, redis, "share of direct")
+	if err != nil {
+		return err
+	}
+	return r.halfLoad(endpoints, names, rate)
+}
+
+// fullLoad prints what each endpoint does at the most, and its share of the one that it is compared with. rate is half of what
+// the slower of the first two does.
+func (r *run) fullLoad(endpoints []endpoint, redis *server, share string) (names []string, rate map[string]float64, err error) {
+	for _, e := range endpoints {
+		names = append(names, e.name)
+		if _, err := r.benchmark(e, redis, "get", 1, 200*clients); err != nil { // warm; not counted
+			return nil, nil, err
+		}
+	}
+	rows := [][]string{{"target", "test", "P", "ops/s", share, "p50 ms", "p99 ms", "proxy CPU µs/op", "redis CPU µs/op"}}
+	rate = map[string]float64{}
 	for _, pipeline := range []int{1, 16} {
 		for _, test := range []string{"get", "set"} {
 			results, err := r.rotated(fmt.Sprintf("%s P=%d", test, pipeline), names, func(row int) ([]float64, error) {
 				return r.benchmark(endpoints[row], redis, test, pipeline, r.scaled(200_000*(1+pipeline/8)))
 			})
 			if err != nil {
-				return err
+				return nil, nil, err
 			}
 			for i, s := range results {
 				cells := slices.Insert(s.cells("%.0f", "%.3f", "%.3f", "%.2f", "%.2f"), 1, s.share(results[endpoints[i].direct], 0))
@@ -76,7 +84,7 @@ func (r *run) gateway() error {
 		}
 	}
 	table(rows)
-	return r.halfLoad(endpoints, names, rate)
+	return names, rate, nil
 }
 
 // endpoints starts the proxies. Both legs of a unix row are unix sockets.
@@ -134,15 +142,15 @@ func (r *run) endpoints(redis *server) (all []endpoint, missing []string, err er
 		endpoint{"sessile, unix sockets", "unix", socket, unix.proc, direct}), missing, nil
 }
 
-// fill writes every key that redis-benchmark may ask for.
-func fill(redis *server) error {
-	c, err := net.Dial("unix", redis.socket)
+// fill writes the first n of the keys that redis-benchmark may ask for.
+func fill(network, addr string, n int) error {
+	c, err := net.Dial(network, addr)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	value := strings.Repeat("x", size)
-	for from := 0; from < keys; from += 500 {
+	for from := 0; from < n; from += 500 {
 		var b []byte
 		for i := from; i < from+500; i++ {
 			b = resp.AppendRequestStrings(b, "SET", fmt.Sprintf("key:%012d", i), value, "EX", "86400")
@@ -177,7 +185,7 @@ func (r *run) benchmark(e endpoint, redis *server, test string, pipeline, n int)
 		host, port, _ := net.SplitHostPort(e.addr)
 		args = []string{"-h", host, "-p", port}
 	}
-	args = append(args, "-c", fmt.Sprint(clients), "-r", fmt.Sprint(keys), "-d", fmt.Sprint(size), "-n", fmt.Sprint(n),
+	args = append(args, "-c", fmt.Sprint(clients), "-r", fmt.Sprint(r.keys), "-d", fmt.Sprint(size), "-n", fmt.Sprint(n),
 		"-P", fmt.Sprint(pipeline), "-t", test, "--csv")
 	proxy, server := e.proxy.cpu(), redis.cpu()
 	out, err := exec.CommandContext(r.ctx, "redis-benchmark", args...).Output()
@@ -206,7 +214,7 @@ func (r *run) halfLoad(endpoints []endpoint, names []string, rate map[string]flo
 	rows := [][]string{{"target", "test", "requests/s", "mean µs", "p50 µs", "p99 µs", "sent late by, p99 µs", "p99 to direct"}}
 	for _, test := range []string{"get", "set"} {
 		results, err := r.rotated("half load "+test, names[:tcp], func(row int) ([]float64, error) {
-			return paced(endpoints[row].addr, test, rate[test], time.Duration(r.scaled(5000))*time.Millisecond)
+			return paced(endpoints[row].addr, test, r.keys, rate[test], time.Duration(r.scaled(5000))*time.Millisecond)
 		})
 		if err != nil {
 			return err

@@ -28,12 +28,13 @@ type run struct {
 	dir     string // temporary, of this run
 	rounds  int
 	short   bool
+	keys    int    // among which redis-benchmark chooses
 	sessile string // the binary
 	procs   []*proc
 }
 
 func main() {
-	only := flag.String("only", "", "gateway, php, page, backfill or sql (default all)")
+	only := flag.String("only", "", "gateway, failover, php, page, backfill, sql or memcached (default all)")
 	rounds := flag.Int("rounds", 3, "how often every row is run")
 	short := flag.Bool("short", false, "a tenth of the work: does it run at all?")
 	flag.Parse()
@@ -50,24 +51,21 @@ func (r *run) all(only string) (err error) {
 	parts := []struct {
 		name string
 		run  func() error
-	}{{"gateway", r.gateway}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}, {"sql", r.sql}}
+	}{{"gateway", r.gateway}, {"failover", r.failover}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}, {"sql", r.sql}, {"memcached", r.memcached}}
 	known := only == ""
 	for _, part := range parts {
 		known = known || part.name == only
 	}
 	if !known || r.rounds < 1 {
-		return errors.New("-only takes gateway, php, page, backfill or sql; -rounds a number above 0")
+		return errors.New("-only takes gateway, failover, php, page, backfill, sql or memcached; -rounds a number above 0")
 	}
 	if r.dir, err = os.MkdirTemp("", "sessile-bench-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(r.dir)
 	defer r.stopAll()
-	r.sessile = filepath.Join(r.dir, "sessile")
-	build := exec.CommandContext(r.ctx, "go", "build", "-o", r.sessile, "./cmd/sessile")
-	build.Dir = ".." // a module of its own
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("%v: %w\n%s", build.Args, err, out)
+	if r.sessile, err = build(r.ctx, r.dir); err != nil {
+		return err
 	}
 	fmt.Printf("Machine: %s.\n\nVersions: %s.\n\n%s, %d rounds; load average before: %s.\n", machine(), versions(),
 		time.Now().Format("2006-01-02 15:04"), r.rounds, load())
@@ -82,6 +80,17 @@ func (r *run) all(only string) (err error) {
 	}
 	fmt.Printf("The run took %v; load average after: %s.\n", time.Since(r.began).Round(time.Second), load())
 	return nil
+}
+
+// build makes the binary in dir.
+func build(ctx context.Context, dir string) (path string, err error) {
+	path = filepath.Join(dir, "sessile")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, "./cmd/sessile")
+	cmd.Dir = ".." // a module of its own
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	return path, nil
 }
 
 // say tells of progress.
@@ -183,20 +192,21 @@ func load() string {
 
 // versions says which version there is of what is run.
 func versions() string {
-	all := []string{runtime.Version()}
-	for _, argv := range [][]string{{"git", "describe", "--always", "--dirty", "--exclude=*"}, {"redis-server", "--version"}, {"nutcracker", "--version"},
-		{"haproxy", "-v"}, {findFPM(), "-v"}, {cmp.Or(find("mariadbd"), "mariadbd"), "--version"}} {
-		out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-		version := regexp.MustCompile(`(^|v=|Ver |nutcracker-|HAProxy version |PHP )[0-9a-f]+[^\s]*`).Find(out)
-		if err != nil || version == nil {
-			all = append(all, "no "+argv[0])
-			continue
-		}
-		text := strings.NewReplacer("v=", "Redis ", "Ver ", "").Replace(string(version))
-		if argv[0] == "git" {
-			text = "sessile at " + text
-		}
-		all = append(all, text)
-	}
+	all := []string{runtime.Version(), sessileVersion(), version("redis-server", "--version"), version("nutcracker", "--version"), version("haproxy", "-v"),
+		version(findFPM(), "-v"), version(cmp.Or(find("mariadbd"), "mariadbd"), "--version")}
 	return strings.Join(all, ", ")
+}
+
+func sessileVersion() string {
+	return "sessile at " + version("git", "describe", "--always", "--dirty", "--exclude=*")
+}
+
+// version is what a program says of its version.
+func version(argv ...string) string {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	said := regexp.MustCompile(`(^|v=|Ver |nutcracker-|HAProxy version |PHP )[0-9a-f]+[^\s]*`).Find(out)
+	if err != nil || said == nil {
+		return "no " + argv[0]
+	}
+	return strings.NewReplacer("v=", "Redis ", "Ver ", "").Replace(string(said))
 }

@@ -28,7 +28,7 @@ type pacedConn struct {
 // is due, behind others on its connection if answers are late, and its latency is counted from then. One thread does
 // it all with poll(2): goroutines would wake up by timers of a millisecond. It returns mean, median and 99th percentile
 // of the latency, and the 99th percentile of how late requests were sent, in µs.
-func paced(addr, name string, rate float64, d time.Duration) ([]float64, error) {
+func paced(addr, name string, keys int, rate float64, d time.Duration) ([]float64, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil { // 50 µs by default

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,11 +36,22 @@ func (r *run) start(network, address string, argv ...string) (*proc, error) {
 	defer log.Close()
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
+	started := make(chan error)
+	go func() {
+		// The kernel takes the end of the thread that starts it for ours (prctl(2), PR_SET_PDEATHSIG), and Go ends threads at times.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = p.cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, err
 	}
 	r.procs = append(r.procs, p)
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
 	return p, p.await(r.ctx, network, address)
 }
 
@@ -135,15 +147,15 @@ type server struct {
 	addr, socket string
 }
 
-func (r *run) redis() (*server, error) {
+func (r *run) redis(options ...string) (*server, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	s := &server{addr: addr, socket: filepath.Join(r.dir, port+".sock")}
-	s.proc, err = r.start("unix", s.socket, "redis-server", "--port", port, "--bind", "127.0.0.1", "--unixsocket", s.socket,
-		"--save", "", "--appendonly", "no", "--dir", r.dir)
+	argv := []string{"redis-server", "--port", port, "--bind", "127.0.0.1", "--unixsocket", s.socket, "--save", "", "--appendonly", "no", "--dir", r.dir}
+	s.proc, err = r.start("unix", s.socket, append(argv, options...)...)
 	return s, err
 }
 

@@ -24,6 +24,8 @@ type authorityState struct {
 	witness    time.Time // until when this gateway knows what the target did: it renewed its lease, or nobody was answered
 	generation uint64    // of the target, as verified
 	asked      uint64    // the generation that was last asked
+	came       time.Time // when this gateway first renewed its lease there, by the target's clock
+	cameOn     uint64    // that generation
 	instance   string    // the target's run id, as last seen
 	there      bool      // this gateway knew all the time, until it saw that run id, what the target did
 	forgot     bool      // the target has forgotten steps that it had answered to this gateway
@@ -53,6 +55,7 @@ type authority struct {
 	lease      bool // the right comes from a lease in the target, not from the seal alone
 	taken      time.Time
 	generation uint64
+	instance   string // the target's run id
 }
 
 // holdError says why nothing is served at the moment. It matches store.ErrUnavailable: the operation did not happen.
@@ -88,7 +91,7 @@ func (s *authorityState) reclaimed(now time.Time) bool {
 
 // decide is PROTOCOL.md 3, "who may serve".
 func (s *authorityState) decide(now time.Time, generation uint64) (authority, error) {
-	a := authority{times: s.times, mark: s.mark, taken: now, generation: generation}
+	a := authority{times: s.times, mark: s.mark, taken: now, generation: generation, instance: s.instance}
 	if s.refused != nil {
 		return a, s.refused
 	}
@@ -254,7 +257,7 @@ func (e *Engine) look(a authority) bool {
 var errGap = fmt.Errorf("%w: the right to serve was lost while the operation was under way", store.ErrUnknown)
 
 // errAgain makes serve run the operation once more, under a new authority. It must only be returned where the
-// operation certainly did not happen.
+// operation certainly did not happen, or where twice is once.
 var errAgain = errors.New("migrate: again")
 
 // serve runs f under an authority. f is run again, as long as ctx lives, where it answers that it certainly did not
@@ -355,15 +358,24 @@ func (e *Engine) refreshMark(ctx context.Context) {
 	defer e.mu.Unlock()
 	s := &e.auth
 	if err == nil && s.markKnown && s.mark.Identity != "" && mark.Identity == "" {
-		err = errors.New("the origin's identity is gone: is its directory or table still the same?")
+		err = errors.New("the origin's identity is gone: is its directory, table or database still the same? If it has lost its memory, see `sessile migrate repair`")
+	}
+	if err == nil && mark.Identity == "" && mark.Seal.Workflow != "" {
+		err = errors.New("a part of the origin has lost its memory, and its identity with it: see `sessile migrate repair`")
+	}
+	if err == nil && asked.Before(s.markSeen) {
+		return // a slower answer to an older question
+	}
+	if err == nil && mark.Identity == s.mark.Identity && mark.Seal.Epoch < s.mark.Seal.Epoch { // no step does that
+		err = fmt.Errorf("the origin's seal is of epoch %d and was of %d, so it has come back with an older memory: bring it back with its data, "+
+			"or see `sessile migrate repair`", mark.Seal.Epoch, s.mark.Seal.Epoch)
 	}
 	if err != nil {
+		if s.markErr == nil { // or those who are not served for the same reason would wake each other all the time
+			e.wake()
+		}
 		s.markErr = err
-		e.wake()
 		return
-	}
-	if asked.Before(s.markSeen) {
-		return // a slower answer to an older question
 	}
 	if elapsed(s.markSeen, asked) >= s.times.Gateway {
 		s.markSince = asked

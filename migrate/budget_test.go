@@ -16,7 +16,7 @@ import (
 func TestBudget(t *testing.T) {
 	want := map[Phase]map[string]string{
 		Off:       {"load": "O.load", "save": "O.save", "touch": "O.touch", "delete": "O.delete"},
-		DualWrite: {"load": "O.load", "save": "O.save | N.copy O.inspect", "touch": "O.touch | N.copy O.inspect", "delete": "O.delete | N.copy O.inspect"},
+		DualWrite: {"load": "O.load", "save": "O.save | N.copy O.inspect O.inspect", "touch": "O.touch | N.copy O.inspect O.inspect", "delete": "O.delete | N.copy O.inspect O.inspect"},
 		Sync:      {"load": "O.load", "save": "N.begin N.commit O.save", "touch": "N.touchmarked O.touch", "delete": "N.begin N.commit O.delete"},
 		Live:      {"load": "N.loadmarked", "save": "N.begin N.commit O.save", "touch": "N.touchmarked O.touch", "delete": "N.begin N.commit O.delete"},
 		RampDown: {"load": "N.loadmarked", "save": "N.writeahead | N.propagated O.inspect O.save", "touch": "N.touchmarked | O.touch",

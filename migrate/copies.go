@@ -154,19 +154,29 @@ func (e *Engine) copy(key string) {
 	e.stats.copies.Add(1)
 }
 
-// copyNow copies what the origin holds under key.
+// copyNow copies what the origin holds under key, and looks again: another gateway may have copied something newer between
+// our reading and our copy, and nobody would copy that again.
 func (e *Engine) copyNow(ctx context.Context, a authority, key string) error {
-	e.arrow(ctx, "copy read", key)
-	rec, err := e.origin.Inspect(ctx, key)
-	var x *store.Record
-	switch {
-	case err == nil:
-		x = &rec
-	case !errors.Is(err, store.ErrAbsent):
-		return err
+	var copied store.Version
+	for try := 0; ; try++ {
+		e.arrow(ctx, "copy read", key)
+		rec, err := e.asKnown(a).Inspect(ctx, key)
+		var x *store.Record
+		switch {
+		case err == nil:
+			x = &rec
+		case !errors.Is(err, store.ErrAbsent):
+			return err
+		}
+		if try > 0 && x.Version() == copied || try > 10 { // who goes on writing it copies it, too
+			return nil
+		}
+		copied = x.Version()
+		e.arrow(ctx, "copy", key)
+		if err := e.flow.Copy(ctx, key, a.sendEpoch(), x); err != nil {
+			return err
+		}
 	}
-	e.arrow(ctx, "copy", key)
-	return e.flow.Copy(ctx, key, a.sendEpoch(), x)
 }
 
 // shadow compares one answered read with the target, without making anybody wait for it.

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"maps"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -39,6 +41,9 @@ type Difference struct {
 	OriginN int    `json:"origin_bytes"`
 	TargetN int    `json:"target_bytes"`
 	Why     string `json:"why,omitempty"` // unfit: what the origin says
+
+	kind           diffKind
+	origin, target store.Version
 }
 
 type diffKind uint8
@@ -55,53 +60,138 @@ const (
 
 var diffNames = [...]string{"same", "overdue", "missing", "extra", "mismatch", "unfit", "deadline"}
 
-// compareAll compares sessions, and calls each with what they come to.
-func (e *Engine) compareAll(ctx context.Context, bound time.Duration, keys []string, tolerance time.Duration, each func(key string, kind diffKind, d Difference)) error {
-	origin, target := e.reader(ctx, e.origin, bound, keys), e.reader(ctx, e.target, bound, keys)
+// compareAll compares sessions, and calls each with what they come to. The store that follows is read that lag after the other
+// one.
+func (e *Engine) compareAll(ctx context.Context, a authority, keys []string, tolerance, lag time.Duration, each func(key string, d Difference)) error {
+	stores, sides := [2]store.Store{e.origin, e.target}, [2]int{0, 1}
+	if a.phase == RampDown {
+		sides = [2]int{1, 0}
+	}
+	var read [2]func(i int) (store.Record, error)
+	for _, side := range sides {
+		read[side] = e.reader(ctx, stores[side], a.times.Bound, keys)
+		if lag > 0 {
+			read[side] = atOnce(read[side], len(keys))
+			if !sleep(ctx, lag) {
+				return ctx.Err()
+			}
+			lag = 0
+		}
+	}
 	for i, key := range keys {
-		o, oerr := origin(i)
-		n, nerr := target(i)
-		kind, d, err := e.compare(ctx, o, oerr, n, nerr, tolerance)
+		o, oerr := read[0](i)
+		n, nerr := read[1](i)
+		d, err := e.compare(ctx, o, oerr, n, nerr, tolerance)
 		if err != nil {
 			return err
 		}
-		each(key, kind, d)
+		each(key, d)
 	}
 	return nil
 }
 
+// atOnce reads what read would read when it is asked.
+func atOnce(read func(i int) (store.Record, error), n int) func(i int) (store.Record, error) {
+	type answer struct {
+		rec store.Record
+		err error
+	}
+	all := make([]answer, n)
+	for i := range all {
+		all[i].rec, all[i].err = read(i)
+	}
+	return func(i int) (store.Record, error) { return all[i].rec, all[i].err }
+}
+
 // compare compares one session, o in the origin and n in the target. The deadline is that of the store that answers; in the other it may be later by the
 // rounding up, or, since touches are copied without waiting, a little earlier.
-func (e *Engine) compare(ctx context.Context, o store.Record, oerr error, n store.Record, nerr error, tolerance time.Duration) (diffKind, Difference, error) {
+func (e *Engine) compare(ctx context.Context, o store.Record, oerr error, n store.Record, nerr error, tolerance time.Duration) (Difference, error) {
 	d := Difference{OriginN: len(o.Data), TargetN: len(n.Data)}
 	switch {
 	case nerr != nil && store.Failed(nerr):
-		return 0, d, nerr
+		return d, nerr
 	case oerr != nil && !errors.Is(oerr, store.ErrAbsent) && ctx.Err() == nil:
-		d.Why = oerr.Error()
-		return diffUnfit, d, nil // or somebody outside holds its lock: the next round looks again
+		d.Why, d.kind = oerr.Error(), diffUnfit
+		return d, nil // or somebody outside holds its lock: the next round looks again
 	case oerr != nil && store.Failed(oerr):
-		return 0, d, oerr
+		return d, oerr
 	}
 	inO, inN := oerr == nil, nerr == nil
+	if inO {
+		d.origin = o.Version()
+	}
+	if inN {
+		d.target = n.Version()
+	}
 	now := time.Now()
 	switch {
 	case !inO && !inN:
-		return diffSame, d, nil
+		d.kind = diffSame
 	case inO && !inN && !o.Expires.After(now):
-		return diffOverdue, d, nil
+		d.kind = diffOverdue
 	case inO && !inN:
-		return diffMissing, d, nil
+		d.kind = diffMissing
 	case inN && !inO && n.Expires.Sub(now) < tolerance:
-		return diffOverdue, d, nil // about to go by itself
+		d.kind = diffOverdue // about to go by itself
 	case inN && !inO:
-		return diffExtra, d, nil
-	case o.Version() != n.Version():
-		return diffMismatch, d, nil
+		d.kind = diffExtra
+	case d.origin != d.target:
+		d.kind = diffMismatch
 	case !e.origin.Capabilities().Ageless && !o.Expires.IsZero() && !n.Expires.IsZero() && o.Expires.Sub(n.Expires).Abs() > tolerance:
-		return diffDeadline, d, nil
+		d.kind = diffDeadline
 	}
-	return diffSame, d, nil
+	return d, nil
+}
+
+// differences are the sessions that were not the same when they were last looked at.
+type differences struct {
+	mu sync.Mutex // guards of
+	of map[string]Difference
+	// first has what a session was when it was seen to differ for the first time.
+	first map[string]Difference
+}
+
+func newDifferences() *differences {
+	return &differences{of: map[string]Difference{}, first: map[string]Difference{}}
+}
+
+func (s *differences) look(key string, d Difference) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d.kind == diffSame {
+		delete(s.of, key)
+		return
+	}
+	s.of[key] = d
+	if _, ok := s.first[key]; !ok {
+		s.first[key] = d
+	}
+}
+
+// written are those that have changed in both stores since they were first seen to differ: they are written, and copied.
+func (s *differences) written() (keys []string) {
+	for key, d := range s.of {
+		if first := s.first[key]; d.kind != diffUnfit && d.origin != first.origin && d.target != first.target {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// closely looks again at sessions that are written all the time, for two seconds at the most: a copy of such a one may always be under
+// way, so that the stores are never the same. It is the same where the one that follows has what the other one had a moment ago.
+func (e *Engine) closely(ctx context.Context, s *differences, look func(lag time.Duration) func(ctx context.Context, keys []string) error) error {
+	for range 100 {
+		keys := s.written()
+		if len(keys) == 0 {
+			return nil
+		}
+		lag := 1 + rand.N(time.Millisecond<<rand.N(8)) // how long a copy takes nobody knows
+		if err := e.deal(ctx, keys, look(lag)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Diff compares both stores in both directions, in rounds: what differs in one is looked at again in the next, since a
@@ -130,38 +220,28 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 	}
 	report.Phase, report.Unlisted = a.phase, !e.listed()
 
-	var mu sync.Mutex // guards what the workers fill
-	differ := map[string]diffKind{}
-	sample := map[string]Difference{}
-	look := func(ctx context.Context, keys []string) error {
-		return e.compareAll(ctx, a.times.Bound, keys, opt.Tolerance, func(key string, kind diffKind, d Difference) {
-			mu.Lock()
-			defer mu.Unlock()
-			if kind == diffSame {
-				delete(differ, key)
-			} else {
-				differ[key] = kind
-				d.Session, d.Kind = e.hash(key), diffNames[kind]
-				sample[key] = d
-			}
-		})
+	differ := newDifferences()
+	look := func(lag time.Duration) func(ctx context.Context, keys []string) error {
+		return func(ctx context.Context, keys []string) error {
+			return e.compareAll(ctx, a, keys, opt.Tolerance, lag, differ.look)
+		}
 	}
+	var compared atomic.Int64
 	if err := e.everything(ctx, func(ctx context.Context, keys []string) error {
-		if err := look(ctx, keys); err != nil {
+		if err := look(0)(ctx, keys); err != nil {
 			return err
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		report.Compared += int64(len(keys))
+		compared.Add(int64(len(keys)))
 		return nil
 	}, func(string, store.Page) error { return ctx.Err() }); err != nil {
 		return report, err
 	}
+	report.Compared = compared.Load()
 	rounds := func(n int) error {
 		for range n {
-			open := make([]string, 0, len(differ))
-			for key, kind := range differ {
-				if kind != diffOverdue {
+			open := make([]string, 0, len(differ.of))
+			for key, d := range differ.of {
+				if d.kind != diffOverdue {
 					open = append(open, key)
 				}
 			}
@@ -171,19 +251,19 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 			if !sleep(ctx, opt.Interval) {
 				return ctx.Err()
 			}
-			if err := e.deal(ctx, open, look); err != nil {
+			if err := e.deal(ctx, open, look(0)); err != nil {
 				return err
 			}
 		}
-		return nil
+		return e.closely(ctx, differ, look)
 	}
 	if err := rounds(opt.Rounds - 1); err != nil {
 		return report, err
 	}
 	// differing are the sessions that a copy may mend.
 	differing := func() (keys []string) {
-		for key, kind := range differ {
-			if kind != diffOverdue && kind != diffUnfit {
+		for key, d := range differ.of {
+			if d.kind != diffOverdue && d.kind != diffUnfit {
 				keys = append(keys, key)
 			}
 		}
@@ -213,7 +293,7 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 		}); err != nil {
 			return report, err
 		}
-		if err := e.deal(ctx, again, look); err != nil {
+		if err := e.deal(ctx, again, look(0)); err != nil {
 			return report, err
 		}
 		if err := rounds(opt.Rounds - 1); err != nil {
@@ -221,8 +301,8 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 		}
 		report.Repaired = int64(len(again) - len(differing()))
 	}
-	for key, kind := range differ {
-		switch kind {
+	for key, d := range differ.of {
+		switch d.kind {
 		case diffOverdue:
 			report.Overdue++
 			continue
@@ -238,7 +318,8 @@ func (e *Engine) Diff(ctx context.Context, opt DiffOptions) (DiffReport, error) 
 			report.Deadline++
 		}
 		if len(report.Sample) < opt.Sample {
-			report.Sample = append(report.Sample, sample[key])
+			d.Session, d.Kind = e.hash(key), diffNames[d.kind]
+			report.Sample = append(report.Sample, d)
 		}
 	}
 	report.At, report.DurationMS = time.Now().UTC(), time.Since(start).Milliseconds()
@@ -324,12 +405,12 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 	if !sleep(ctx, window) {
 		return f, ctx.Err()
 	}
-	suspects := map[string]diffKind{}
+	suspects := newDifferences()
 	if err := look(func(key string, now state) {
 		f.Watched++
 		was := known(now.session)
 		if was == nil || was.expires != there && moved(*was, now) || now.is == 0 {
-			suspects[key] = diffMismatch
+			suspects.of[key] = Difference{kind: diffMismatch}
 		}
 		if was != nil {
 			was.expires = there
@@ -345,7 +426,7 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 		if _, err := e.ownKeys(ctx, 0, func(keys []string) error {
 			for _, key := range keys {
 				if was := known(sessionHash(key)); was != nil && vanished(*was) {
-					suspects[key] = diffExtra
+					suspects.of[key] = Difference{kind: diffExtra}
 				}
 			}
 			return nil
@@ -353,29 +434,30 @@ func (e *Engine) foreignWriters(ctx context.Context, window time.Duration) (f Fo
 			return f, err
 		}
 	}
-	for round := 0; round < 10 && len(suspects) > 0; round++ { // another gateway's copy may be under way
+	compare := func(lag time.Duration) func(ctx context.Context, keys []string) error {
+		return func(ctx context.Context, keys []string) error {
+			return e.compareAll(ctx, a, keys, time.Second, lag, func(key string, d Difference) {
+				if d.kind == diffOverdue {
+					d.kind = diffSame
+				}
+				suspects.look(key, d)
+			})
+		}
+	}
+	for round := 0; round < 10 && len(suspects.of) > 0; round++ { // another gateway's copy may be under way
 		if round > 0 && !sleep(ctx, 100*time.Millisecond) {
 			return f, ctx.Err()
 		}
-		for key := range suspects {
-			if e.copies.owes(key) {
-				delete(suspects, key) // this gateway's own
-			}
-		}
-		if err := e.deal(ctx, slices.Collect(maps.Keys(suspects)), func(ctx context.Context, keys []string) error {
-			return e.compareAll(ctx, a.times.Bound, keys, time.Second, func(key string, kind diffKind, _ Difference) {
-				mu.Lock()
-				defer mu.Unlock()
-				if suspects[key] = kind; kind == diffSame || kind == diffOverdue {
-					delete(suspects, key)
-				}
-			})
-		}); err != nil {
+		maps.DeleteFunc(suspects.of, func(key string, _ Difference) bool { return e.copies.owes(key) }) // this gateway's own
+		if err := e.deal(ctx, slices.Collect(maps.Keys(suspects.of)), compare(0)); err != nil {
 			return f, err
 		}
 	}
-	for _, kind := range suspects {
-		switch kind {
+	if err := e.closely(ctx, suspects, compare); err != nil {
+		return f, err
+	}
+	for _, d := range suspects.of {
+		switch d.kind {
 		case diffUnfit:
 			f.Unknown++
 		case diffExtra:

@@ -80,6 +80,7 @@ type Engine struct {
 	target store.Target
 	flow   store.Workflow
 	log    *slog.Logger
+	recall recall
 	lazy   bool // the origin keeps overdue records
 	cond   bool // the origin compares and writes in one step
 
@@ -157,6 +158,7 @@ func New(origin store.Origin, target store.Target, opt Options) (*Engine, error)
 		lazy: origin.Capabilities().LazyExpiry, cond: origin.Capabilities().Conditional,
 		running: map[uint64]int{}, queues: map[string]chan struct{}{}, locks: map[string]*heldLock{},
 		changed: make(chan struct{}), renewNow: make(chan struct{}, 1), markNow: make(chan struct{}, 1)}
+	e.recall, _ = target.(recall)
 	e.copies = newCopyQueue(opt.Queue)
 	e.load.turn = make(chan struct{}, 1)
 	e.auth.times = opt.Times
@@ -166,6 +168,25 @@ func New(origin store.Origin, target store.Target, opt Options) (*Engine, error)
 	e.wg.Go(e.copyLoop)
 	e.wg.Go(e.sweepLoop)
 	return e, nil
+}
+
+// recall is what a target that puts back what a new primary lacks has to know of its clients. Once the move is over it is a
+// store like any other, and nobody else looks after what it lost.
+type recall interface {
+	Remembers() bool
+	Sum(data []byte) uint64
+	Base(ctx context.Context, sum uint64) context.Context
+}
+
+// Remembers reports whether the target puts back what a new primary lacks.
+func (e *Engine) Remembers() bool { return e.recall != nil && e.recall.Remembers() }
+
+// Sum stands for a value that was read, where the target Remembers.
+func (e *Engine) Sum(data []byte) uint64 { return e.recall.Sum(data) }
+
+// Base returns a context for the Save of a client that had read the value with that Sum.
+func (e *Engine) Base(ctx context.Context, sum uint64) context.Context {
+	return e.recall.Base(ctx, sum)
 }
 
 // Close ends the engine's goroutines, propagators and workers included, and drops its lease where the target can be

@@ -131,7 +131,7 @@ func (e *Engine) gates(ctx context.Context, c *Control, to Phase, opt StepOption
 	case to == DualWrite && up && e.opt.OriginCheck != nil && gather:
 		found, err := e.opt.OriginCheck(ctx)
 		add(Gate{Name: "origin", Open: err == nil && len(found.Against) == 0, Value: evidence(err, strings.Join(found.Against, "; ")),
-			Remedy: "see docs/sql.md"})
+			Remedy: "`sessile migrate plan` says more"})
 	case to == Sync && up:
 		e.gatesIntoSync(ctx, c, opt, gather, &gates, add)
 	case to == Live && up:
@@ -281,7 +281,7 @@ func (e *Engine) gatesIntoSync(ctx context.Context, c *Control, opt StepOptions,
 	add(Gate{Name: "foreign writers", Open: err == nil && f.Changed+f.Unknown+f.Vanished == 0,
 		Value: evidence(err, fmt.Sprintf("%d sessions%s watched for %v: %d written, %d removed by somebody else, %d locked or not readable all the time",
 			f.Watched, unseen, f.Window, f.Changed, f.Vanished, f.Unknown)),
-		Remedy: "point every application server at the gateway, then lock the origin against the rest (docs/php.md, \"lock-out\")"})
+		Remedy: "point every application server at the gateway, then lock the origin against the rest (docs/php.md, docs/sql.md, docs/redis.md: \"lock-out\")"})
 	d, err := e.Diff(ctx, DiffOptions{Repair: true})
 	add(Gate{Name: "diff", Open: err == nil && d.Differences() == 0,
 		Value: evidence(err, fmt.Sprintf("%d%s compared: %d missing, %d extra, %d mismatched, %d that cannot be moved, %d overdue, %d copied again",
@@ -304,7 +304,7 @@ func (e *Engine) audit(ctx context.Context) (end func(add func(Gate))) {
 			value += "; " + a.Blind
 		}
 		done <- Gate{Name: "audit", Open: err == nil && len(a.Writers) == 0, Value: evidence(err, value),
-			Remedy: "point them at the gateway, or lock them out (docs/sql.md, \"lock-out\")"}
+			Remedy: "point them at the gateway, or lock them out (docs/sql.md, docs/redis.md: \"lock-out\")"}
 	}()
 	return func(add func(Gate)) {
 		cancel()

@@ -24,13 +24,14 @@ type world struct {
 	gws    []*Engine
 	said   []string
 	late   sync.WaitGroup // messages that are still on their way
+	life   time.Duration  // of what save saves
 }
 
 // simulate runs f in a bubble whose clock jumps when everybody waits.
 func simulate(t *testing.T, f func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, o: memory.New(memory.Options{LazyExpiry: true}), n: memory.New(memory.Options{})}
+		w := &world{t: t, life: time.Hour, o: memory.New(memory.Options{LazyExpiry: true}), n: memory.New(memory.Options{})}
 		w.origin = &faulty{Origin: w.o}
 		w.target = &faultyTarget{Target: w.n}
 		defer func() {
@@ -95,7 +96,7 @@ func (w *world) at(p Phase) {
 
 func (w *world) save(g *Engine, key, data string) {
 	w.t.Helper()
-	w.must(g.Save(w.ctx(), key, hour(data), store.Always))
+	w.must(g.Save(w.ctx(), key, lasting(data, w.life), store.Always))
 }
 
 func (w *world) destroy(g *Engine, key string) {
@@ -131,8 +132,10 @@ func answer(rec store.Record, err error) string {
 	return string(rec.Data)
 }
 
-func hour(data string) store.Record {
-	return store.Record{Data: []byte(data), Expires: time.Now().Add(time.Hour)}
+func hour(data string) store.Record { return lasting(data, time.Hour) }
+
+func lasting(data string, life time.Duration) store.Record {
+	return store.Record{Data: []byte(data), Expires: time.Now().Add(life)}
 }
 
 // phase waits until g has adopted p.
@@ -249,6 +252,11 @@ func (v *faultyView) Load(ctx context.Context, key string) (r store.Record, err 
 	return r, err
 }
 
+func (v *faultyView) Inspect(ctx context.Context, key string) (r store.Record, err error) {
+	err = v.f.call("inspect", key, func() error { r, err = v.Store.Inspect(ctx, key); return err })
+	return r, err
+}
+
 func (v *faultyView) Save(ctx context.Context, key string, rec store.Record, c store.Condition) error {
 	return v.f.call("save", key, func() error { return v.Store.Save(ctx, key, rec, c) })
 }
@@ -280,6 +288,7 @@ type faultyTarget struct {
 	store.Target
 	fault
 	again atomic.Uint64 // connections made anew, to the same server
+	held  atomic.Bool   // the renewal that is answered next was asked for while nobody was
 }
 
 func (f *faultyTarget) Generation() uint64 { return f.Target.Generation() + f.again.Load() }
@@ -336,6 +345,7 @@ func (v *faultyFlow) SwapControl(ctx context.Context, old, next []byte) error {
 
 func (v *faultyFlow) Renew(ctx context.Context, g string, info []byte, life time.Duration) (r store.Renewal, err error) {
 	err = v.f.call("renew", g, func() error { r, err = v.Workflow.Renew(ctx, g, info, life); return err })
+	r.Down = v.f.held.Swap(false)
 	return r, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -283,4 +284,82 @@ func TestDeadlinesThatJitterAreNoForeignWrites(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	})
+}
+
+// Copies are made of what the origin holds, by every gateway for itself: one that read the session before somebody destroyed it
+// elsewhere, and copies it afterwards, must not be the last word. Nobody has written there but gateways, and the gate says so.
+func TestCopiesOfTwoGateways(t *testing.T) {
+	for name, change := range map[string]func(w *world, g *Engine){
+		"destroyed": func(w *world, g *Engine) { w.destroy(g, "k") },
+		"written":   func(w *world, g *Engine) { w.save(g, "k", "newer") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, func(w *world) {
+				slow := w.gateway(func(o *Options) {
+					o.Hooks.Arrow = func(_ context.Context, arrow, key string) {
+						if arrow == "copy" {
+							time.Sleep(100 * time.Millisecond)
+						}
+					}
+				})
+				quick := w.gateway()
+				w.at(DualWrite)
+				w.phase(quick, DualWrite)
+				w.save(slow, "k", "v")
+				time.Sleep(50 * time.Millisecond)
+				change(w, quick)
+				time.Sleep(time.Second)
+				w.holds(w.n, "k", answer(w.o.Load(w.ctx(), "k")))
+			})
+		})
+	}
+}
+
+// A session that is written all the time is the same in both stores only for moments: a copy of it is always under way. That
+// is no difference, and nobody else's write. One whose copies do not arrive is one.
+func TestASessionThatIsWrittenAllTheTime(t *testing.T) {
+	for name, c := range map[string]struct {
+		copied bool
+		want   int64
+	}{"its copies arrive": {true, 0}, "they do not": {false, 1}} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, func(w *world) {
+				gates, busy := w.gateway(), w.gateway()
+				w.at(DualWrite)
+				w.phase(busy, DualWrite)
+				time.Sleep(time.Second)
+				w.target.set(func(call, key string) error {
+					if call == "copy" && key == "hot" {
+						if !c.copied {
+							return fmt.Errorf("%w: down", store.ErrUnavailable)
+						}
+						time.Sleep(5700 * time.Microsecond)
+					}
+					return nil
+				}, nil)
+				w.save(busy, "hot", "begun")
+				ctx, end := context.WithCancel(w.ctx())
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					for n := 0; ctx.Err() == nil; n++ {
+						w.save(busy, "hot", fmt.Sprint(n))
+						time.Sleep(6300 * time.Microsecond)
+					}
+				})
+				for range 20 {
+					d, err := gates.Diff(w.ctx(), DiffOptions{Repair: c.copied})
+					if w.must(err); d.Differences() != c.want {
+						t.Errorf("diff %+v, want %d", d.DiffEnd, c.want)
+					}
+					f, err := gates.foreignWriters(w.ctx(), 100*time.Millisecond)
+					if w.must(err); int64(f.Changed+f.Unknown+f.Vanished) != c.want {
+						t.Errorf("foreign writers %+v, want %d", f, c.want)
+					}
+				}
+				end()
+				wg.Wait()
+				w.target.up()
+			})
+		})
+	}
 }

@@ -13,6 +13,7 @@ import (
 type counters struct {
 	held, alarms, retreats, otherMemory          atomic.Int64
 	waits, commitsFailed, settled, foreignWrites atomic.Int64
+	resolved                                     atomic.Int64
 	touchEscalations, readsOfOrigin              atomic.Int64
 	propagated, propagationsFailed, unfit        atomic.Int64
 	copies, copiesFailed, copiesDropped          atomic.Int64
@@ -25,7 +26,7 @@ func (e *Engine) Counters() map[string]int64 {
 	s := &e.stats
 	return map[string]int64{
 		"held": s.held.Load(), "alarms": s.alarms.Load(), "retreats": s.retreats.Load(), "other_memory": s.otherMemory.Load(),
-		"waits": s.waits.Load(), "commits_failed": s.commitsFailed.Load(), "settled": s.settled.Load(),
+		"waits": s.waits.Load(), "commits_failed": s.commitsFailed.Load(), "settled": s.settled.Load(), "resolved": s.resolved.Load(),
 		"foreign_writes": s.foreignWrites.Load(), "touch_escalations": s.touchEscalations.Load(),
 		"reads_of_origin": s.readsOfOrigin.Load(), "brought": s.brought.Load(), "propagated": s.propagated.Load(),
 		"propagations_failed": s.propagationsFailed.Load(), "unfit": s.unfit.Load(), "copies": s.copies.Load(), "copies_failed": s.copiesFailed.Load(),

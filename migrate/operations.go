@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func (e *Engine) readUnder(ctx context.Context, a authority, key string, from re
 		return from(e.target, ctx, key)
 	}
 	if a.phase < Live {
-		return from(e.origin.Under(a.mark), ctx, key)
+		return from(e.asKnown(a), ctx, key)
 	}
 	e.arrow(ctx, "read", key)
 	rec, m, err := e.flow.LoadMarked(ctx, key)
@@ -60,7 +61,7 @@ func (e *Engine) readUnder(ctx context.Context, a authority, key string, from re
 		e.arrow(ctx, "read origin", key)
 		octx, cancel := context.WithTimeout(ctx, a.times.Bound)
 		defer cancel()
-		o, err := from(e.origin, octx, key)
+		o, err := from(e.asKnown(a), octx, key)
 		if err == nil && overdue(&o) && rec.Version() != o.Version() {
 			return store.Record{}, store.ErrAbsent // as it was before there was an intent
 		}
@@ -71,6 +72,10 @@ func (e *Engine) readUnder(ctx context.Context, a authority, key string, from re
 	}
 	return *rec, nil
 }
+
+// asKnown is the origin as reads see it that decide what a session is: one that has lost its memory refuses them, where it
+// can tell (store.Origin.Under), and does not answer that there is none.
+func (e *Engine) asKnown(a authority) store.Store { return e.origin.Under(a.mark) }
 
 // overdue reports whether rec is over, and only there still because nobody has collected it.
 func overdue(rec *store.Record) bool {
@@ -122,8 +127,9 @@ func (e *Engine) write(ctx context.Context, key string, rec *store.Record, cond 
 	if rec != nil && !rec.Expires.After(time.Now()) {
 		return false, fmt.Errorf("migrate: %w: the deadline is not in the future", store.ErrInvalid)
 	}
+	var under authority
 	err = e.serve(ctx, key, func(a authority) error {
-		switch {
+		switch under = a; {
 		case a.phase.strict() && !guard.On(guard.Intent):
 			existed, err = e.unguardedWrite(ctx, a, key, rec, cond)
 		case a.phase.strict():
@@ -137,7 +143,29 @@ func (e *Engine) write(ctx context.Context, key string, rec *store.Record, cond 
 		}
 		return err
 	})
+	if errors.Is(err, store.ErrUnknown) && e.resolve(ctx, under, key, rec, err) {
+		return existed || !errors.Is(err, errGap), nil // as far as anybody knows
+	}
 	return existed, err
+}
+
+// resolve reports whether the session is what a write was to make it that was begun under a and ended with lost, which is
+// unknown. It asks under an authority of its own, so what it finds counts like any answer. But what it finds may be somebody
+// else's: so nothing of that write must be under way that could still do the same later. That is so where it was done, and
+// only the authority had a gap; and where it was sent to a target that has been replaced since.
+func (e *Engine) resolve(ctx context.Context, a authority, key string, rec *store.Record, lost error) bool {
+	if a.phase < RampDown && !errors.Is(lost, errGap) {
+		return false // it may be under way in the origin
+	}
+	held, err := e.Load(ctx, key)
+	if now, nerr := e.current(); !errors.Is(lost, errGap) && (nerr != nil || now.instance == a.instance) {
+		return false
+	}
+	done := rec == nil && errors.Is(err, store.ErrAbsent) || rec != nil && err == nil && bytes.Equal(held.Data, rec.Data)
+	if done {
+		e.stats.resolved.Add(1)
+	}
+	return done
 }
 
 // originWrite is a write of off, dual-write and retreat: the origin has it or nobody. It carries the mark that it was
@@ -196,28 +224,36 @@ func (e *Engine) Touch(ctx context.Context, key string, expires time.Time) error
 		return fmt.Errorf("migrate: %w: the deadline is not in the future", store.ErrInvalid)
 	}
 	return e.serve(ctx, key, func(a authority) error {
-		switch {
-		case a.phase.strict():
-			return e.touchBoth(ctx, a, key, expires)
-		case a.phase == RampDown:
-			return e.touchAhead(ctx, a, key, expires)
-		case a.phase == Complete:
-			return e.target.Touch(ctx, key, expires)
-		}
-		octx, cancel := context.WithTimeout(ctx, a.times.Bound)
-		defer cancel()
-		e.lives(expires)
-		err := e.originUnder(a).Touch(octx, key, expires)
-		if err == nil {
-			if a.phase == DualWrite {
-				e.copySoon(key)
-			}
-			if !e.look(a) {
-				return errGap
-			}
+		err := e.touch(ctx, a, key, expires)
+		if errors.Is(err, errGap) {
+			return errAgain
 		}
 		return err
 	})
+}
+
+func (e *Engine) touch(ctx context.Context, a authority, key string, expires time.Time) error {
+	switch {
+	case a.phase.strict():
+		return e.touchBoth(ctx, a, key, expires)
+	case a.phase == RampDown:
+		return e.touchAhead(ctx, a, key, expires)
+	case a.phase == Complete:
+		return e.target.Touch(ctx, key, expires)
+	}
+	octx, cancel := context.WithTimeout(ctx, a.times.Bound)
+	defer cancel()
+	e.lives(expires)
+	err := e.originUnder(a).Touch(octx, key, expires)
+	if err == nil {
+		if a.phase == DualWrite {
+			e.copySoon(key)
+		}
+		if !e.look(a) {
+			return errGap
+		}
+	}
+	return err
 }
 
 // touchBoth touches in sync and live.
@@ -245,7 +281,7 @@ func (e *Engine) touchBoth(ctx context.Context, a authority, key string, expires
 	octx, cancel := context.WithTimeout(ctx, a.times.Bound)
 	defer cancel()
 	e.arrow(ctx, "touch origin", key)
-	err = e.origin.Touch(octx, key, expires)
+	err = e.originUnder(a).Touch(octx, key, expires)
 	if err != nil && !errors.Is(err, store.ErrAbsent) {
 		return err
 	}
@@ -267,13 +303,14 @@ func (e *Engine) Lock(ctx context.Context, key, token string, life time.Duration
 		inOrigin, inTarget := a.phase < RampDown, a.phase >= Sync
 		if inOrigin {
 			if err := e.origin.Lock(ctx, key, token, life); err != nil {
+				e.releaseHalves(key, token, store.OutcomeOf(err) == store.OutcomeUnknown, false) // only its answer may be lost
 				return err
 			}
 		}
 		if inTarget {
 			if err := e.target.Lock(ctx, key, token, life); err != nil {
 				e.releaseHalves(key, token, inOrigin, store.Failed(err)) // the target may have it, and only its answer be lost
-				if store.Failed(err) && a.phase.strict() {
+				if store.Failed(err) {
 					return e.again(err)
 				}
 				return err
@@ -311,7 +348,7 @@ func (e *Engine) releaseHalves(key, token string, origin, target bool) {
 }
 
 // Unlock implements store.Store. A lock is released where it was taken, whatever the phase is now; one that another
-// gateway or a direct client took is released in the target, where its token lies.
+// gateway or a direct client took is released where its token lies: in both stores, if both take locks in this phase.
 func (e *Engine) Unlock(ctx context.Context, key, token string) (held bool, err error) {
 	e.mu.Lock()
 	l := e.locks[key]
@@ -322,15 +359,12 @@ func (e *Engine) Unlock(ctx context.Context, key, token string) (held bool, err 
 	}
 	e.mu.Unlock()
 	if l == nil {
-		err = e.serve(ctx, key, func(a authority) error {
-			if a.phase < Sync {
-				held, err = e.origin.Unlock(ctx, key, token)
-				return err
-			}
-			held, err = e.target.Unlock(ctx, key, token)
-			return err
-		})
-		return held, err
+		if err = e.serve(ctx, key, func(a authority) error {
+			l = &heldLock{origin: a.phase < RampDown, target: a.phase >= Sync}
+			return nil
+		}); err != nil {
+			return false, err
+		}
 	}
 	if l.target {
 		held, err = e.target.Unlock(ctx, key, token)

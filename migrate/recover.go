@@ -16,11 +16,13 @@ import (
 func (e *Engine) leaseLoop() {
 	var failing error
 	for {
+		generation := e.target.Generation()
 		err := e.renew(e.life)
 		if err == nil {
 			err = e.maintain(e.life)
 		}
-		if waits := (*waitError)(nil); errors.As(err, &waits) {
+		waits := (*waitError)(nil)
+		if errors.As(err, &waits) {
 			err = nil // a step that is not done yet is no failure
 		}
 		if err != nil && e.life.Err() == nil && (failing == nil || failing.Error() != err.Error()) {
@@ -32,20 +34,38 @@ func (e *Engine) leaseLoop() {
 
 		e.mu.Lock()
 		every := e.auth.times.Gateway / 5
-		if since := e.auth.lostSince; !since.IsZero() && time.Since(since) < 2*e.auth.times.Gateway {
-			every = min(every, 50*time.Millisecond) // others may be asking the same
+		if err != nil {
+			every /= 4 // whoever vouches later has to know what the target did meanwhile: witnessed
+		}
+		switch since := e.auth.lostSince; {
+		case !since.IsZero() && time.Since(since) < 2*e.auth.times.Gateway, // others may be asking the same
+			since.IsZero() && waits != nil && !e.auth.hasLease(time.Now(), e.auth.generation): // introduced
+			every = min(every, 50*time.Millisecond)
 		}
 		e.mu.Unlock()
-		t := time.NewTimer(every)
+		if !e.awaitRenewal(every, generation) {
+			return
+		}
+	}
+}
+
+// awaitRenewal waits until the lease is to be renewed: after a time, where somebody wants it, and where the target may be
+// another one than it was. Others wait for what this gateway says of that, though no client may be asking for anything here.
+// It reports whether the engine still runs.
+func (e *Engine) awaitRenewal(every time.Duration, generation uint64) bool {
+	for end := time.Now().Add(every); time.Now().Before(end) && e.target.Generation() == generation; {
+		t := time.NewTimer(min(time.Until(end), 50*time.Millisecond))
 		select {
 		case <-t.C:
 		case <-e.renewNow:
+			t.Stop()
+			return true
 		case <-e.life.Done():
 			t.Stop()
-			return
+			return false
 		}
-		t.Stop()
 	}
+	return e.life.Err() == nil
 }
 
 // renew asks for the lease once. The control record that comes with the answer is adopted.
@@ -78,7 +98,7 @@ func (e *Engine) renew(ctx context.Context) error {
 		ask, cancel := context.WithTimeout(ctx, times.Gateway/2)
 		r, err := e.flow.Renew(ask, e.opt.Gateway, e.report().encode(), times.Gateway)
 		cancel()
-		if errors.Is(err, store.ErrDown) {
+		if errors.Is(err, store.ErrDown) || r.Down {
 			e.mu.Lock()
 			e.witnessed(asked)
 			e.mu.Unlock()
@@ -124,6 +144,9 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked, given time.Time, 
 	e.mu.Lock()
 	s := &e.auth
 	known, verified := s.control, s.generation == generation && !s.forgot
+	if s.asked != s.cameOn {
+		s.came, s.cameOn = given, s.asked
+	}
 	e.mu.Unlock()
 	switch {
 	case c == nil:
@@ -169,6 +192,9 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked, given time.Time, 
 			c.Instance = instance
 		}
 	}
+	if err := e.introduced(ctx, c, asked); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !s.hasLease(asked, generation) {
@@ -177,6 +203,34 @@ func (e *Engine) judge(ctx context.Context, c *Control, asked, given time.Time, 
 	s.leaseUntil, s.generation = asked.Add(c.Times.Gateway), generation
 	s.leaseLast, s.witness = given, asked
 	e.adopt(c)
+	return nil
+}
+
+// introduced waits, where this gateway had no lease until now, until all others that live have renewed theirs since it came.
+// Otherwise one that has nothing to do could vouch for a memory which is older than the first thing that this gateway was
+// answered, and in which it does not stand: vouch.
+func (e *Engine) introduced(ctx context.Context, c *Control, asked time.Time) error {
+	e.mu.Lock()
+	s := &e.auth
+	came, known := s.came, elapsed(s.leaseUntil, asked) < 0
+	e.mu.Unlock()
+	if known || c.Phase < Sync {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Times.Gateway/2)
+	defer cancel()
+	leases, err := e.flow.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if l.Gateway != e.opt.Gateway && l.Left > 0 && !l.Until.After(came.Add(c.Times.Gateway)) {
+			e.mu.Lock()
+			s.holdSince = time.Time{} // nothing to retreat from
+			e.mu.Unlock()
+			return &waitError{fmt.Sprintf("gateway %s may not know yet that this one is there", l.Gateway)}
+		}
+	}
 	return nil
 }
 
@@ -206,8 +260,7 @@ func (e *Engine) noControl(ctx context.Context) error {
 		e.mu.Unlock()
 		return nil
 	}
-	s.control, s.leaseUntil, s.times = nil, time.Time{}, e.opt.Times
-	e.accept()
+	s.control, s.leaseUntil, s.times, s.forgot = nil, time.Time{}, e.opt.Times, false
 	e.checkIdentity()
 	e.wake()
 	e.mu.Unlock()
@@ -316,7 +369,10 @@ func (e *Engine) vouch(ctx context.Context, c *Control, instance string) (why, e
 		}
 	}
 	_, err = updateControl(ctx, e.flow, func(now *Control) error {
-		if now.Epoch != c.Epoch || now.Instance != c.Instance {
+		switch {
+		case now.Epoch == c.Epoch && now.Instance == instance:
+			return nil // another gateway was as fast
+		case now.Epoch != c.Epoch || now.Instance != c.Instance:
 			return errOvertaken
 		}
 		now.Instance = instance

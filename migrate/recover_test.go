@@ -544,3 +544,18 @@ func TestCommandsFromTwoTerminals(t *testing.T) {
 		w.reads(b, "k", "v")
 	})
 }
+
+func TestAnIdleGatewaySaysSoonWhatItMisses(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(Sync)
+		time.Sleep(time.Second)
+		w.target.again.Add(1)
+		time.Sleep(60 * time.Millisecond) // a fifth of a lease is ten times as long
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if !g.auth.hasLease(time.Now(), w.target.Generation()) {
+			t.Error("it has not renewed its lease on a target that may be another one")
+		}
+	})
+}

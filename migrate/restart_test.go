@@ -1,8 +1,12 @@
 package migrate
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -41,6 +45,52 @@ func TestACleanRestartOfTheTargetLosesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Two gateways that find at the same time that nothing is forgotten are no trouble to tell anybody of.
+func TestGatewaysThatVouchAtOneTime(t *testing.T) {
+	simulate(t, func(w *world) {
+		var log bytes.Buffer
+		logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		loud := func(o *Options) { o.Logger = logger }
+		a, b := w.gateway(loud), w.gateway(loud)
+		w.both(a, b, Live)
+		time.Sleep(5 * time.Second)
+		log.Reset()
+		var met atomic.Bool // both have read the record before one of them writes it
+		for range 20 {
+			var times atomic.Int64
+			second := make(chan struct{})
+			w.target.set(func(call, _ string) error {
+				if call != "swapcontrol" {
+					return nil
+				}
+				switch times.Add(1) {
+				case 2:
+					close(second)
+				case 1:
+					select {
+					case <-second:
+						met.Store(true)
+					case <-time.After(300 * time.Millisecond): // longer, and it is in trouble by this test
+					}
+				}
+				return nil
+			}, nil)
+			w.n.Restart(w.n.Snapshot())
+			time.Sleep(10*time.Second + rand.N(time.Second)) // the beats are in step with each other
+			if met.Load() {
+				break
+			}
+		}
+		if !met.Load() {
+			t.Fatal("they did not meet")
+		}
+		w.phase(a, Live)
+		if log.Len() > 0 {
+			t.Errorf("told:\n%s", log.String())
+		}
+	})
 }
 
 func TestAnIdleGatewayDoesNotVouchForABusyOne(t *testing.T) {
@@ -148,6 +198,61 @@ func TestAGatewayThatDiedWithTheTargetIsMissed(t *testing.T) {
 	})
 }
 
+// One that has just come stands in no memory that an idle gateway would find too old. So it does not answer before the others
+// have renewed their leases beside its own.
+func TestAGatewayThatHasJustComeIsMissed(t *testing.T) {
+	for _, p := range []Phase{Live, RampDown} {
+		simulate(t, func(w *world) {
+			idle := w.gateway()
+			w.at(p)
+			w.save(idle, "k", "in")
+			time.Sleep(5 * time.Second)
+			var renewed atomic.Bool
+			w.target.set(nil, func(call, _ string) error {
+				if call == "renew" {
+					renewed.Store(true)
+				}
+				return nil
+			})
+			for !renewed.Load() {
+				time.Sleep(time.Millisecond)
+			}
+			w.target.up()
+			snap := w.n.Snapshot()
+			begun := time.Now()
+			w.destroy(w.gateway(), "k") // acknowledged, by one that the snapshot does not know
+			if took := time.Since(begun); took > 800*time.Millisecond {
+				t.Errorf("%s: it took %v, and a lease is renewed every 700 ms", p, took)
+			}
+			w.n.Restart(snap)
+			for range 500 {
+				if got := answer(idle.Load(w.within(20*time.Millisecond), "k")); got == "in" {
+					t.Fatalf("%s: the logout is undone", p)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+	}
+}
+
+// It waits for nobody who may be dead for longer than for the end of the lease, and that is no reason for a retreat.
+func TestAGatewayThatTakesThePlaceOfOneThatWasKilled(t *testing.T) {
+	for _, p := range []Phase{Sync, Live, RampDown} {
+		simulate(t, func(w *world) {
+			g, h := w.gateway(), w.gateway()
+			w.both(g, h, p)
+			w.save(h, "k", "in")
+			h.stop()
+			begun := time.Now()
+			w.reads(w.gateway(), "k", "in")
+			if took := time.Since(begun); took > 4*time.Second {
+				t.Errorf("%s: it took %v, and a lease is 3.5 s", p, took)
+			}
+			w.phase(g, p)
+		})
+	}
+}
+
 func TestALeaseThatWasOverLongAgoIsNotMissed(t *testing.T) {
 	simulate(t, func(w *world) {
 		a, b := w.gateway(), w.gateway()
@@ -187,6 +292,36 @@ func TestWhoVouchesWasThereAllTheTime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A renewal is held up by a failover that lasts for longer than a lease, and answered by the next primary.
+func TestWhoWasHeldUpWasThereAllTheTime(t *testing.T) {
+	simulate(t, func(w *world) {
+		g := w.gateway()
+		w.at(RampDown)
+		w.save(g, "k", "in")
+		var renewals atomic.Int64
+		w.target.set(func(call, _ string) error {
+			if call != "renew" {
+				return nil
+			}
+			switch life := g.opt.Times.Gateway; renewals.Add(1) {
+			case 1: // asked before anybody else knew
+				time.Sleep(life / 2)
+				return store.ErrUnavailable
+			case 2:
+				time.Sleep(life/2 + 100*time.Millisecond)
+				w.n.Restart(w.n.Snapshot())
+				w.target.held.Store(true)
+			}
+			return nil
+		}, nil)
+		time.Sleep(20 * time.Second)
+		w.reads(g, "k", "in")
+		if n := g.Counters()["alarms"]; n != 0 || renewals.Load() < 3 {
+			t.Errorf("%d alarms, %d renewals", n, renewals.Load())
+		}
+	})
 }
 
 func TestNoStepIsTakenOnATargetWithAnotherMemory(t *testing.T) {
@@ -661,4 +796,95 @@ func TestWhatIsNotCompleteIsNotPurged(t *testing.T) {
 			t.Errorf("%s, and purged", c.Phase)
 		}
 	})
+}
+
+// The target fails over at any point of an operation and has forgotten nothing: whoever is held up meanwhile is answered.
+func TestAFailoverInTheMiddleOfAnOperation(t *testing.T) {
+	operations := map[string]func(w *world, g *Engine) error{
+		"save":   func(w *world, g *Engine) error { return g.Save(w.ctx(), "k", hour("new"), store.Always) },
+		"delete": func(w *world, g *Engine) error { _, err := g.Delete(w.ctx(), "k", store.Always); return err },
+		"touch":  func(w *world, g *Engine) error { return g.Touch(w.ctx(), "k", hour("").Expires) },
+		"load":   func(w *world, g *Engine) error { _, err := g.Load(w.ctx(), "k"); return err },
+		"lock":   func(w *world, g *Engine) error { return g.Lock(w.ctx(), "k", "token", time.Minute) },
+	}
+	for p := Off; p <= RampDown; p++ {
+		for name, operation := range operations {
+			for n := int64(1); ; n++ { // after its n-th call, answered or not
+				var calls atomic.Int64
+				for _, answered := range []bool{true, false} {
+					simulate(t, func(w *world) {
+						g, h := w.gateway(), w.gateway()
+						w.save(g, "k", "old")
+						w.both(g, h, p)
+						time.Sleep(5 * time.Second)
+						calls.Store(0)
+						fail := func(call, _ string) error {
+							if call == "renew" || call == "mark" || call == "control" || call == "leases" {
+								return nil
+							}
+							if calls.Add(1) == n {
+								w.n.Restart(w.n.Snapshot())
+								if !answered && call != "save" && call != "delete" && call != "touch" { // the origin's are answered
+									return store.ErrUnknown
+								}
+							}
+							return nil
+						}
+						w.origin.set(nil, fail)
+						w.target.set(nil, fail)
+						if err := operation(w, g); err != nil {
+							t.Errorf("%s: %s, after call %d, answered %v: %v", p, name, n, answered, err)
+						}
+						want := map[string]string{"save": "new", "delete": "-"}[name]
+						w.reads(h, "k", cmp.Or(want, "old"))
+						w.phase(g, p)
+					})
+				}
+				if calls.Load() < n {
+					break
+				}
+			}
+		}
+	}
+}
+
+// What is there is no proof that a write was done, if it may still come: between it and what somebody else has written
+// alike there may be a logout.
+func TestAWriteThatMayStillComeIsNotAcknowledged(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		phase     Phase
+		call      string // that gets no answer
+		restart   bool
+		meanwhile string // what somebody else writes
+		want      store.Outcome
+	}{
+		{"it is not there", RampDown, "writeahead", true, "other", store.OutcomeUnknown},
+		{"it is there, on the same server", RampDown, "writeahead", false, "new", store.OutcomeUnknown},
+		{"it is there, on another server", RampDown, "writeahead", true, "new", store.OK},
+		{"it may be under way in the origin", DualWrite, "save", true, "new", store.OutcomeUnknown},
+	} {
+		simulate(t, func(w *world) {
+			h := w.gateway()
+			g, origin, target := w.view()
+			w.both(h, g, tc.phase)
+			time.Sleep(5 * time.Second)
+			var once atomic.Bool
+			lost := func(call, _ string) error {
+				if call != tc.call || !once.CompareAndSwap(false, true) {
+					return nil
+				}
+				w.save(h, "k", tc.meanwhile)
+				if tc.restart {
+					w.n.Restart(w.n.Snapshot())
+				}
+				return store.ErrUnknown
+			}
+			origin.set(lost, nil)
+			target.set(lost, nil)
+			if err := g.Save(w.ctx(), "k", hour("new"), store.Always); store.OutcomeOf(err) != tc.want {
+				t.Errorf("%s: %v, want %v", tc.name, err, tc.want)
+			}
+		})
+	}
 }

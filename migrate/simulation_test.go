@@ -841,7 +841,7 @@ func seeds(n int) []uint64 {
 		return []uint64{*seedFlag}
 	}
 	if os.Getenv("SESSILE_SOAK") != "" {
-		n *= 100
+		n *= 200
 	}
 	all := make([]uint64, n)
 	for i := range all {
@@ -878,7 +878,7 @@ func TestSimulation(t *testing.T) {
 		"and slowly":                  {refuse: 0.01, lose: 0.02, late: 0.02, slow: true, stops: true, freezes: true, cuts: true, kills: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, seed := range seeds(6) {
+			for _, seed := range seeds(3) {
 				if v := simulation(t, seed, f); v != "" {
 					t.Fatalf("-seed %d: %s", seed, v)
 				}

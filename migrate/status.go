@@ -3,6 +3,7 @@ package migrate
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -134,8 +135,10 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 	p.Advise = append(p.Advise, "`complete` only after a few session lifetimes in ramp-down")
 	p.Ladder = []string{"create", "switchtraffic --to dual-write", "switchtraffic --to sync", "switchtraffic --to live", "switchtraffic --to ramp-down", "complete"}
 
+	var found store.Findings
 	if e.opt.OriginCheck != nil {
-		found, err := e.opt.OriginCheck(ctx)
+		var err error
+		found, err = e.opt.OriginCheck(ctx)
 		if err != nil {
 			return p, fmt.Errorf("the origin cannot be asked: %w", err)
 		}
@@ -202,7 +205,9 @@ func (e *Engine) Plan(ctx context.Context) (Plan, error) {
 			p.MeanBytes = bytes / p.Sampled
 		}
 	}
-	if e.opt.OriginCheck == nil || p.Formats["php"]+p.Formats["php_serialize"]+p.Formats["php_binary"]+p.Formats["igbinary"]+p.Formats["msgpack"] > 0 {
+	if found.Require != nil {
+		p.Require = append(p.Require, found.Require...)
+	} else if e.opt.OriginCheck == nil || p.Formats["php"]+p.Formats["php_serialize"]+p.Formats["php_binary"]+p.Formats["igbinary"]+p.Formats["msgpack"] > 0 {
 		p.Require = append(p.Require,
 			"every application server uses the same session.serialize_handler",
 			"redis.session.compression is off (bodies are copied as they are)",
@@ -279,7 +284,8 @@ func format(b []byte) string {
 // else.
 //
 // use "origin": the target is lost under floor ramp-down. The origin serves, with what it has: writes that had not
-// reached it are gone, and logouts that had not are undone. use "target": go on with what the target holds.
+// reached it are gone, and logouts that had not are undone. use "target": go on with what the target holds. Both are also
+// for an origin that has come back without its memory, or with an older one.
 func (e *Engine) Repair(ctx context.Context, use string, opt StepOptions) error {
 	e.stepping.Lock()
 	defer e.stepping.Unlock()
@@ -302,15 +308,18 @@ func (e *Engine) Repair(ctx context.Context, use string, opt StepOptions) error 
 	if err != nil {
 		return err
 	}
+	e.mu.Lock()
+	known, seen := e.auth.control, e.auth.mark
+	e.mu.Unlock()
+	if mark.Identity == "" || mark.Identity == seen.Identity && mark.Seal.Epoch < seen.Seal.Epoch {
+		return e.repairOrigin(ctx, mark, seen, use, opt)
+	}
 	if mark.Seal.Floor != store.FloorRampDown {
 		return &UsageError{fmt.Sprintf("the origin's floor is %s: the gateways find their way back by themselves", mark.Seal.Floor)}
 	}
 	if a, err := e.current(); err == nil && a.lease {
 		return &UsageError{"this gateway has a lease in the target and serves: there is nothing to decide"}
 	}
-	e.mu.Lock()
-	known := e.auth.control
-	e.mu.Unlock()
 	if known != nil && known.Purged {
 		return &UsageError{"the move is complete: the target alone has the sessions, and what the origin has is old"}
 	}
@@ -351,4 +360,66 @@ func (e *Engine) Repair(ctx context.Context, use string, opt StepOptions) error 
 	}
 	_, err = e.awaitStep(ctx, c, opt)
 	return err
+}
+
+// repairOrigin is Repair for an origin that has no mark any more, or an older one: was, where seen was before.
+func (e *Engine) repairOrigin(ctx context.Context, was, seen store.Mark, use string, opt StepOptions) error {
+	c, err := readControl(ctx, e.flow)
+	switch {
+	case err != nil:
+		return err
+	case c == nil && use == "origin" && seen.Identity != "" && seen.Seal.Workflow == "" && was.Seal.Workflow == "":
+		return e.renewIdentity(ctx, was, seen, opt) // its move was cancelled
+	case c == nil || c.Phase == Complete || seen.Identity != "" && seen.Identity != c.Identity:
+		return &UsageError{"no workflow goes by this origin: there is nothing to decide"}
+	case use == "target" && c.Phase < Live:
+		return &UsageError{fmt.Sprintf("the workflow is in phase %s, in which the target does not decide anything yet: bring the origin back with its data, or --use origin", c.Phase)}
+	case opt.DryRun:
+		opt.say("would go on with the %s", use)
+		return nil
+	}
+	mark := store.Mark{Identity: c.Identity, Seal: store.Seal{Workflow: c.Workflow, Epoch: max(c.Epoch, seen.Seal.Epoch), Floor: store.FloorRetreat}}
+	if use == "target" {
+		// To ramp-down, where nobody asks the origin; and since it lacks most of what it had, the way down begins with a diff.
+		// C first: a run that is killed behind it finds no mark, and begins again.
+		if c, err = updateControl(ctx, e.flow, func(now *Control) error {
+			if now.Epoch != c.Epoch {
+				return errOvertaken
+			}
+			now.Epoch, now.From, now.Phase, now.Done = mark.Seal.Epoch+1, now.Phase, RampDown, false
+			now.Reconciled, now.Diff = false, nil
+			now.note(LogEntry{What: "to " + RampDown.String(), By: e.opt.Gateway, Reason: "a person decided: " + opt.Reason})
+			return nil
+		}); err != nil {
+			return err
+		}
+		mark.Seal.Epoch, mark.Seal.Floor = c.Epoch, store.FloorRampDown
+	}
+	if err := e.origin.SwapMark(ctx, was, mark); err != nil {
+		return err
+	}
+	e.refreshMark(ctx)
+	e.alarm("a person decided: the "+use+" serves", "reason", opt.Reason)
+	if use == "origin" {
+		opt.say("the origin serves, with what it has, in %v; the workflow goes on in dual-write", e.opt.Times.Gateway)
+		return nil
+	}
+	_, err = e.awaitStep(ctx, c, opt)
+	return err
+}
+
+// renewIdentity is repairOrigin where the origin is nobody's: the gateways that miss its identity go on with another one.
+func (e *Engine) renewIdentity(ctx context.Context, was, seen store.Mark, opt StepOptions) error {
+	if opt.DryRun {
+		opt.say("would go on with the origin")
+		return nil
+	}
+	mark := store.Mark{Identity: rand.Text(), Seal: store.Seal{Epoch: max(was.Seal.Epoch, seen.Seal.Epoch)}}
+	if err := e.origin.SwapMark(ctx, was, mark); err != nil {
+		return err
+	}
+	e.refreshMark(ctx)
+	e.alarm("a person decided: the origin serves", "reason", opt.Reason)
+	opt.say("the origin serves, with what it has")
+	return nil
 }

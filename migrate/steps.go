@@ -82,6 +82,9 @@ func (e *Engine) Create(ctx context.Context, opt StepOptions) error {
 		return fmt.Errorf("the origin's identity and seal cannot be read: %w", err)
 	}
 	if c != nil {
+		if mark.Identity == "" && c.Phase < Complete {
+			return &UsageError{fmt.Sprintf("workflow %q exists, and its origin has lost its identity: see `sessile migrate repair`", e.opt.Workflow)}
+		}
 		if c.Identity != mark.Identity {
 			return &UsageError{fmt.Sprintf("workflow %q exists, on another origin: give this one another name (--workflow)", e.opt.Workflow)}
 		}
@@ -120,6 +123,9 @@ func (e *Engine) Create(ctx context.Context, opt StepOptions) error {
 		return err
 	}
 	owned := mark
+	if owned.Identity == "" && owned.Seal.Workflow != "" {
+		opt.say("a part of the origin had lost its memory: what it has left is what there is")
+	}
 	if owned.Identity == "" {
 		owned.Identity = rand.Text()
 	}
@@ -143,6 +149,16 @@ func (e *Engine) Create(ctx context.Context, opt StepOptions) error {
 
 // alone refuses a target in which another workflow has, or may have, sessions under names of ours.
 func (e *Engine) alone(ctx context.Context) error {
+	if t, ok := e.target.(store.Marked); ok {
+		mark, err := t.Mark(ctx)
+		switch {
+		case err != nil:
+			return fmt.Errorf("whether the target is another workflow's origin cannot be seen: %w", err)
+		case mark.Seal.Workflow != "":
+			return &UsageError{fmt.Sprintf("the target is, or was, the origin of workflow %q (floor %s): choose another database or --target-key, "+
+				"or, if that move is over, remove its sessions and its mark", mark.Seal.Workflow, mark.Seal.Floor)}
+		}
+	}
 	names, err := e.target.Workflows(ctx)
 	if err != nil {
 		return fmt.Errorf("the target's workflows cannot be listed: %w", err)
@@ -494,6 +510,9 @@ func (e *Engine) step(ctx context.Context, c *Control, to Phase, opt StepOptions
 	mark, err := e.origin.Mark(ctx)
 	if err != nil {
 		return c, fmt.Errorf("the origin's seal cannot be read: %w", err)
+	}
+	if to != Complete && mark.Identity != c.Identity { // it would be compared with, or be trusted with, what it lacks
+		return c, &UsageError{"the origin has lost its identity, and sessions with it: see `sessile migrate repair`"}
 	}
 	if seal != 0 && (mark.Seal.Floor != floorOf(to) || mark.Seal.Epoch != seal) {
 		return c, fmt.Errorf("the origin's seal changed meanwhile (floor %s): run the command again", mark.Seal.Floor)

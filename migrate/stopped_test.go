@@ -613,22 +613,23 @@ func TestATouchBringsNothingBackThatIsOver(t *testing.T) {
 
 func TestATouchMovesTheDeadlineOfWhatIsBeingPropagated(t *testing.T) {
 	simulate(t, func(w *world) {
+		w.life = 2 * time.Minute
 		g := w.gateway()
 		s := stopAt("write", "k")
 		h := w.gateway(s.option)
 		w.both(g, h, RampDown)
 		w.save(h, "k", "in")
 		<-s.there
-		w.must(g.Touch(w.ctx(), "k", time.Now().Add(10*time.Hour)))
+		w.must(g.Touch(w.ctx(), "k", time.Now().Add(time.Hour)))
 		close(s.goOn)
 		time.Sleep(5 * time.Second)
 		r, err := w.o.Load(w.ctx(), "k")
 		w.must(err)
-		if d := time.Until(r.Expires); d < 9*time.Hour {
+		if d := time.Until(r.Expires); d < 50*time.Minute {
 			t.Errorf("in the origin it ends in %v", d)
 		}
 		w.at(Sync)
-		time.Sleep(2 * time.Hour)
+		time.Sleep(4 * time.Minute)
 		w.o.Collect()
 		w.reads(g, "k", "in")
 	})
@@ -637,6 +638,7 @@ func TestATouchMovesTheDeadlineOfWhatIsBeingPropagated(t *testing.T) {
 func TestATouchMovesTheDeadlineOfWhatIsNotCommittedYet(t *testing.T) {
 	for _, p := range []Phase{Sync, Live} {
 		simulate(t, func(w *world) {
+			w.life = 2 * time.Minute
 			g := w.gateway()
 			h, _, view := w.view()
 			w.both(g, h, p)
@@ -650,15 +652,15 @@ func TestATouchMovesTheDeadlineOfWhatIsNotCommittedYet(t *testing.T) {
 				}
 				return nil
 			}, nil)
-			saved := answered(func() error { return h.Save(w.ctx(), "k", hour("in"), store.Always) })
+			saved := answered(func() error { return h.Save(w.ctx(), "k", lasting("in", w.life), store.Always) })
 			<-there // the write has happened
-			touched := answered(func() error { return g.Touch(w.ctx(), "k", time.Now().Add(10*time.Hour)) })
+			touched := answered(func() error { return g.Touch(w.ctx(), "k", time.Now().Add(time.Hour)) })
 			time.Sleep(100 * time.Millisecond)
 			close(goOn)
 			w.must(<-saved)
 			w.must(<-touched)
 			w.at(Live)
-			time.Sleep(2 * time.Hour)
+			time.Sleep(4 * time.Minute)
 			w.reads(g, "k", "in")
 		})
 	}

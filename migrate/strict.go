@@ -114,7 +114,7 @@ func (s *strict) readOrigin(ctx context.Context) error {
 	s.e.arrow(ctx, "read origin", s.key)
 	octx, cancel := s.bounded(ctx)
 	defer cancel()
-	rec, err := s.e.origin.Inspect(octx, s.key)
+	rec, err := s.e.asKnown(s.a).Inspect(octx, s.key)
 	switch {
 	case err == nil:
 		s.o, s.read = &rec, true

@@ -12,10 +12,13 @@ import (
 	"github.com/sessile/sessile/store"
 )
 
-// unlist makes the world's origin one that cannot be listed, in which sessions live for an hour.
+// life is how long sessions live in an origin that cannot be listed: an hour would be a second of computing in each test.
+const life = 6 * time.Minute
+
+// unlist makes the world's origin one that cannot be listed.
 func (w *world) unlist() *Engine {
-	w.origin.Origin = unlisted{w.o}
-	return w.gateway(func(o *Options) { o.Lifetime = time.Hour })
+	w.origin.Origin, w.life = unlisted{w.o}, life
+	return w.gateway(func(o *Options) { o.Lifetime = life })
 }
 
 // A session that only the origin has, which nobody can know of, comes over when it is used in sync, by a write, a touch or a
@@ -35,25 +38,25 @@ func TestAnOriginThatCannotBeListed(t *testing.T) {
 		w.holds(w.n, "read", "-")
 		w.destroy(g, "logged out")
 		time.Sleep(time.Second)
-		w.must(w.o.Save(w.ctx(), "copied", hour("x"), store.Always))
-		w.must(w.n.Save(w.ctx(), "foreign", hour("x"), store.Always))
+		w.must(w.o.Save(w.ctx(), "copied", lasting("x", life), store.Always))
+		w.must(w.n.Save(w.ctx(), "foreign", lasting("x", life), store.Always))
 		var closed *GateError
 		watched := answered(func() error { return g.SwitchTraffic(w.ctx(), Sync, w.opt()) })
 		time.Sleep(time.Second)
-		w.must(w.o.Save(w.ctx(), "copied", hour("y"), store.Always))
+		w.must(w.o.Save(w.ctx(), "copied", lasting("y", life), store.Always))
 		if err := <-watched; !errors.As(err, &closed) || !strings.Contains(err.Error(), "1 written") || !strings.Contains(err.Error(), "the others are not seen") {
 			t.Errorf("SwitchTraffic: got %v, want a gate that is closed by a foreign write, and says what it cannot see", err)
 		}
 		w.must(g.SwitchTraffic(w.ctx(), Sync, StepOptions{Say: func(line string) {
 			if strings.HasPrefix(line, "sealed") { // the gates are open: as if the copy of a logout had been dropped now
-				w.must(w.n.Save(w.ctx(), "logged out", hour("v"), store.Always))
+				w.must(w.n.Save(w.ctx(), "logged out", lasting("v", life), store.Always))
 			}
 		}}))
 		sync := time.Now()
 		time.Sleep(5 * time.Second)
 		w.holds(w.n, "logged out", "-")
 		w.save(g, "written", "w")
-		w.must(g.Touch(w.ctx(), "touched", hour("").Expires))
+		w.must(g.Touch(w.ctx(), "touched", lasting("", life).Expires))
 		w.holds(w.n, "touched", "v")
 		w.reads(g, "read", "v")
 		time.Sleep(time.Second)
@@ -63,17 +66,17 @@ func TestAnOriginThatCannotBeListed(t *testing.T) {
 			t.Errorf("SwitchTraffic: got %v, %q, want the end of patience", err, w.said)
 		}
 		for range 3 { // one of them works on
-			time.Sleep(16 * time.Minute)
+			time.Sleep(75 * time.Second)
 			if st := g.Status(w.ctx()); st.Reconciled {
 				t.Fatalf("reconciled after %v", time.Since(sync))
 			}
-			w.must(g.Touch(w.ctx(), "touched", hour("").Expires))
-			w.must(g.Touch(w.ctx(), "read", hour("").Expires))
+			w.must(g.Touch(w.ctx(), "touched", lasting("", life).Expires))
+			w.must(g.Touch(w.ctx(), "read", lasting("", life).Expires))
 		}
-		w.reads(g, "forgotten", "v") // an hour is not over, and now it is not forgotten
+		w.reads(g, "forgotten", "v") // its lifetime is not over, and now it is not forgotten
 		time.Sleep(time.Second)
 		w.holds(w.n, "forgotten", "v")
-		time.Sleep(time.Until(sync.Add(time.Hour + 10*time.Second)))
+		time.Sleep(time.Until(sync.Add(life + 10*time.Second)))
 		w.must(g.SwitchTraffic(w.ctx(), Live, w.opt()))
 		w.reads(g, "touched", "v")
 		w.reads(g, "read", "v")
@@ -93,8 +96,8 @@ func TestATouchBringsWhatCannotBeListed(t *testing.T) {
 			w.save(g, "k", "v")
 			w.at(Sync)
 			for range 3 {
-				w.must(g.Touch(w.ctx(), "k", hour("").Expires))
-				time.Sleep(25 * time.Minute)
+				w.must(g.Touch(w.ctx(), "k", lasting("", life).Expires))
+				time.Sleep(150 * time.Second)
 			}
 			w.at(Live)
 			lost = answer(g.Load(w.ctx(), "k")) != "v"
@@ -116,15 +119,15 @@ func TestTheWaitOutlivesAGateway(t *testing.T) {
 		g := w.unlist()
 		w.at(Sync)
 		begun := time.Now()
-		time.Sleep(40 * time.Minute)
-		h := w.gateway(func(o *Options) { o.Lifetime = time.Hour })
+		time.Sleep(4 * time.Minute)
+		h := w.gateway(func(o *Options) { o.Lifetime = life })
 		g.Close()
 		w.gws = []*Engine{h}
-		time.Sleep(15 * time.Minute)
+		time.Sleep(90 * time.Second)
 		if st := h.Status(w.ctx()); st.Reconciled || st.Reconcile.Gateway != h.opt.Gateway {
 			t.Errorf("%+v", st.Reconcile)
 		}
-		time.Sleep(time.Until(begun.Add(time.Hour + time.Minute)))
+		time.Sleep(time.Until(begun.Add(life + 20*time.Second)))
 		if st := h.Status(w.ctx()); !st.Reconciled {
 			t.Errorf("%+v", st.Reconcile)
 		}
@@ -133,7 +136,7 @@ func TestTheWaitOutlivesAGateway(t *testing.T) {
 
 func TestALifetimeThatIsNotKnownOrTooShort(t *testing.T) {
 	simulate(t, func(w *world) {
-		w.origin.Origin = unlisted{w.o}
+		w.origin.Origin, w.life = unlisted{w.o}, life
 		g := w.gateway()
 		p, err := g.Plan(w.ctx())
 		if w.must(err); len(p.Blockers) != 1 || !strings.Contains(p.Blockers[0], "--lifetime") {
@@ -154,7 +157,7 @@ func TestALifetimeThatIsNotKnownOrTooShort(t *testing.T) {
 		w.must(g.Create(w.ctx(), w.opt()))
 		w.must(g.Save(w.ctx(), "k", store.Record{Data: []byte("remember me"), Expires: time.Now().Add(48 * time.Hour)}, store.Always))
 		time.Sleep(time.Second) // it outlives the gateway that saw it
-		h := w.gateway(func(o *Options) { o.Lifetime = time.Hour })
+		h := w.gateway(func(o *Options) { o.Lifetime = life })
 		g.Close()
 		w.gws = []*Engine{h}
 		w.must(h.SwitchTraffic(w.ctx(), DualWrite, w.opt()))
@@ -169,9 +172,9 @@ func TestALifetimeThatIsNotKnownOrTooShort(t *testing.T) {
 // Of two gateways one still has an old configuration, and runs the pass.
 func TestTheLongestLifetimeIsWaitedFor(t *testing.T) {
 	simulate(t, func(w *world) {
-		w.origin.Origin = unlisted{w.o}
-		w.gateway(func(o *Options) { o.Lifetime = 10 * time.Minute })
-		g, _, target := w.view(func(o *Options) { o.Lifetime = time.Hour })
+		w.origin.Origin, w.life = unlisted{w.o}, life
+		w.gateway(func(o *Options) { o.Lifetime = time.Minute })
+		g, _, target := w.view(func(o *Options) { o.Lifetime = life })
 		w.save(g, "k", "v")
 		w.must(g.Create(w.ctx(), w.opt()))
 		target.set(func(call, _ string) error {
@@ -185,19 +188,19 @@ func TestTheLongestLifetimeIsWaitedFor(t *testing.T) {
 		time.Sleep(time.Second)
 		target.up()
 		begun := time.Now()
-		time.Sleep(30 * time.Minute)
+		time.Sleep(3 * time.Minute)
 		if st := g.Status(w.ctx()); st.Reconciled || st.Reconcile.Gateway != w.gws[0].opt.Gateway {
 			t.Errorf("after %v: reconciled %v, %+v", time.Since(begun), st.Reconciled, st.Reconcile)
 		}
 		g.Close() // the other one still knows
 		w.gws = w.gws[:1]
 		w.save(w.gws[0], "k", "w")
-		time.Sleep(25 * time.Minute)
+		time.Sleep(150 * time.Second)
 		w.reads(w.gws[0], "k", "w")
 		if st := w.gws[0].Status(w.ctx()); st.Reconciled {
 			t.Errorf("reconciled after %v", time.Since(begun))
 		}
-		time.Sleep(6 * time.Minute)
+		time.Sleep(36 * time.Second)
 		w.at(Live)
 	})
 }
@@ -205,10 +208,10 @@ func TestTheLongestLifetimeIsWaitedFor(t *testing.T) {
 // The gateway that entered sync, and knew how long sessions live, is gone before the pass begins.
 func TestAWaitThatWasTooShort(t *testing.T) {
 	simulate(t, func(w *world) {
-		w.origin.Origin = unlisted{w.o}
-		old := w.gateway(func(o *Options) { o.Lifetime = 10 * time.Minute })
+		w.origin.Origin, w.life = unlisted{w.o}, life
+		old := w.gateway(func(o *Options) { o.Lifetime = time.Minute })
 		w.save(old, "k", "v")
-		g, _, target := w.view(func(o *Options) { o.Lifetime = time.Hour })
+		g, _, target := w.view(func(o *Options) { o.Lifetime = life })
 		w.at(DualWrite)
 		target.set(func(call, _ string) error {
 			if c, _ := readControl(w.ctx(), w.n.Workflow("default")); call == "swapcontrol" && c != nil && c.Phase == Sync {
@@ -224,7 +227,7 @@ func TestAWaitThatWasTooShort(t *testing.T) {
 		g.Close()
 		w.gws = w.gws[:1]
 		w.must(old.SwitchTraffic(w.ctx(), Sync, w.opt()))
-		time.Sleep(20 * time.Minute)
+		time.Sleep(2 * time.Minute)
 		var closed *GateError
 		if err := old.SwitchTraffic(w.ctx(), Live, w.opt()); !errors.As(err, &closed) || !strings.Contains(err.Error(), "sessions that live for") {
 			t.Errorf("SwitchTraffic: got %v, want a closed gate", err)
@@ -237,12 +240,12 @@ func TestAWaitThatWasTooShort(t *testing.T) {
 func TestARetreatInTheMiddleOfTheWait(t *testing.T) {
 	simulate(t, func(w *world) {
 		g := w.unlist()
-		_, _, target := w.view(func(o *Options) { o.Lifetime = time.Hour })
+		_, _, target := w.view(func(o *Options) { o.Lifetime = life })
 		w.at(Sync)
 		ctx, cancel := context.WithTimeout(w.t.Context(), 50*time.Minute)
 		defer cancel()
 		moved := answered(func() error { return g.SwitchTraffic(ctx, Live, w.opt()) })
-		time.Sleep(40 * time.Minute)
+		time.Sleep(4 * time.Minute)
 		target.down()
 		time.Sleep(10 * time.Second)
 		target.up()
@@ -252,7 +255,7 @@ func TestARetreatInTheMiddleOfTheWait(t *testing.T) {
 		}
 		w.must(g.SwitchTraffic(w.ctx(), Sync, w.opt()))
 		begun := time.Now()
-		time.Sleep(55 * time.Minute)
+		time.Sleep(330 * time.Second)
 		if st := g.Status(w.ctx()); st.Reconciled {
 			t.Errorf("reconciled after %v", time.Since(begun))
 		}

@@ -4,15 +4,25 @@
 # they want. None of the servers is left running: the tests start their own.
 set -eu
 
-# The C compiler is for go test -race. RequestTracker comes with 265 packages of Perl: half a minute of the whole.
-packages='redis-server php-cli php-fpm php-redis php-igbinary php-mysql mariadb-server postgresql gcc libc6-dev
+# The C compiler is for go test -race, iproute2 and nftables for networks that lose a host. RequestTracker
+# comes with 265 packages of Perl: half a minute of the whole.
+packages='redis-server memcached libmemcached-tools php-cli php-fpm php-redis php-igbinary php-memcached php-memcache php-mysql mariadb-server postgresql
+	gcc libc6-dev
+	iproute2 nftables
 	request-tracker5 rt5-db-mysql rt5-db-postgresql rt5-standalone libapache-session-perl libredis-perl'
 # Applications whose sessions are moved. Others are fetched by the tests themselves, with whatever node and pip there is.
 packages="$packages php-pgsql php-symfony-http-foundation
 	php-illuminate-session php-illuminate-database php-illuminate-cache php-illuminate-redis php-illuminate-config
 	libapache-session-browseable-perl libdbd-mysql-perl libdbd-pg-perl"
+# Clients that find Redis by Sentinel or Cluster.
+packages="$packages libredis-fast-perl php-nrk-predis python3-redis"
+# Sessions of Ruby in Redis.
+packages="$packages ruby ruby-redis-actionpack ruby-actionpack"
 command -v npm >/dev/null || packages="$packages nodejs npm"
 python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
+# Cassandra itself is fetched by the tests, too, and runs on this Java, which also builds an application's sessions.
+packages="$packages openjdk-17-jdk-headless"
+command -v mvn >/dev/null || packages="$packages maven"
 
 say() { echo "setup: $*" >&2; }
 
@@ -27,11 +37,11 @@ give_up() {
 
 if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
 	missing=
-	for program in redis-server redis-cli php php-fpm mariadbd mariadb initdb psql rt-setup-database gcc node npm python3; do
+	for program in redis-server redis-cli memcached memccapable php php-fpm mariadbd mariadb initdb psql rt-setup-database gcc node npm python3 ruby javac mvn ip nft nsenter; do
 		command -v "$program" >/dev/null || missing="$missing $program"
 	done
 	[ -n "$missing" ] || exit 0
-	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis, igbinary, pdo_mysql and pdo_pgsql, Symfony's HttpFoundation and Laravel's Illuminate; Node; Python with pip; MariaDB; PostgreSQL; RequestTracker 5 with Starlet and Perl's Redis)"
+	give_up "this is not Debian; install by hand what the tests shall not skip:$missing (PHP with redis, igbinary, memcached, memcache, pdo_mysql and pdo_pgsql, Symfony's HttpFoundation and Laravel's Illuminate; Node; Python with pip; Java 17 and Maven; MariaDB; PostgreSQL; RequestTracker 5 with Starlet, Perl's Redis and Redis::Fast; predis; redis-actionpack)"
 fi
 
 missing=

@@ -26,7 +26,8 @@ var (
 
 	// ErrUnavailable: the store could not be asked, or refused; the operation certainly did not happen.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrDown: there is no server where the store is, or one that is still loading, so that nobody else is answered either.
+	// ErrDown: there is no server where the store is, or one that is still loading, so that nobody else is answered either,
+	// nor was when this was asked. It may come beside ErrUnknown, which is the outcome then.
 	ErrDown = fmt.Errorf("%w: no server", ErrUnavailable)
 	// ErrFenced: the sender's epoch is over (or the target knows no fence); certainly not executed.
 	ErrFenced = fmt.Errorf("%w: fenced", ErrUnavailable)
@@ -46,6 +47,9 @@ var (
 type RefusedError struct {
 	Reason string // one of few, to count by
 }
+
+// ReasonType: it is not of the type that sessions have there: a hash in Redis, say.
+const ReasonType = "type"
 
 func (e *RefusedError) Error() string { return "refused: " + e.Reason + ": " + ErrInvalid.Error() }
 func (e *RefusedError) Unwrap() error { return ErrInvalid }

@@ -18,8 +18,10 @@ type Origin interface {
 	SwapMark(ctx context.Context, old, next Mark) error
 
 	// Under returns a view of this store whose writes are refused with ErrSealed, certainly not executed, unless the
-	// origin's mark is still exactly m at the moment of the write. Reads are as before. The view shares everything
-	// else, locks included; closing it does nothing.
+	// origin's mark is still exactly m at the moment of the write. Load and Inspect are as before, but where the store can
+	// see in the same step that it does not have m's identity (any more), they are refused so, too: it has lost its memory,
+	// or is another one, and what it lacks is no news. The view shares everything else, locks included; closing it does
+	// nothing.
 	Under(m Mark) Store
 }
 
@@ -41,6 +43,7 @@ type Findings struct {
 	Facts   []string // what the origin was taken for
 	Against []string // what keeps sessions from being moved away safely
 	Advice  []string // what one should know
+	Require []string // what has to be so and cannot be seen; nil: nothing is known of that
 }
 
 // Auditor is what an origin may be, besides: one whose server can say who else uses the sessions.
@@ -59,6 +62,12 @@ type Audit struct {
 type Prover interface {
 	// Canary returns a session that it can hold, under a key that no application has.
 	Canary() (key string, data []byte)
+}
+
+// Marked is what a target may be, besides: one that may be another workflow's origin, or may have been.
+type Marked interface {
+	// Mark is that of Origin.
+	Mark(ctx context.Context) (Mark, error)
 }
 
 // A Mark is what an origin carries beside its sessions.

@@ -30,7 +30,8 @@ type Target interface {
 //
 // What takes an Op or an epoch is fenced: it does nothing and answers ErrFenced where the epoch is below the fence or
 // where there is no fence. So does what takes one key where the target knows of fewer steps of this handle than it has
-// answered: it has come back with an older memory, and Renew will say so.
+// answered: it has come back with an older memory, and Renew will say so. Where that memory is in parts (a Cluster's
+// shards), those steps count that were answered where the key lies.
 type Workflow interface {
 	// Control returns the control record, nil where there is none. The bytes are the engine's own.
 	Control(ctx context.Context) ([]byte, error)
@@ -151,6 +152,8 @@ type Renewal struct {
 	// older. It is said until Accept.
 	Forgot bool
 	Now    time.Time // the target's clock
+	// Down: when it was asked nobody was answered, as after ErrDown; the answer came later, perhaps from another server.
+	Down bool
 }
 
 // MarkerKind is the kind of a marker.

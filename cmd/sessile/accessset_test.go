@@ -14,6 +14,7 @@ import (
 // in every phase whom nobody has seen, and nobody else. The set stays where it is when the target is emptied, whatever the
 // sessions of the origin are called.
 func TestAnAccessSetThroughAMove(t *testing.T) {
+	t.Parallel()
 	my, r := testserver.MariaDB(t), redis(t)
 	my.Exec("CREATE TABLE php_sessions (id VARBINARY(128) PRIMARY KEY, data BLOB NOT NULL, access INT UNSIGNED NOT NULL) ENGINE=InnoDB")
 	my.Exec("INSERT INTO php_sessions VALUES ('ALL_SESSIONS', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('eve_LOCK', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('sessile:control', 'user|s:3:\"eve\";', UNIX_TIMESTAMP()), ('old', 'user|s:3:\"bob\";', UNIX_TIMESTAMP() - 700)")

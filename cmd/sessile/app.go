@@ -45,6 +45,8 @@ func (s *sink) Write(b []byte) (int, error) {
 
 func (s *sink) isTerminal() bool { return term.IsTerminal(int(s.Fd())) && os.Getenv("TERM") != "dumb" }
 
+func (s *sink) isColourful() bool { return s.isTerminal() && os.Getenv("NO_COLOR") == "" }
+
 func newApp(in, out, err *os.File) *app {
 	return &app{in: in, out: &sink{File: out}, err: &sink{File: err}}
 }
@@ -138,7 +140,7 @@ func (a *app) root() *cobra.Command {
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().StringVar(&a.config, "config", "", "configuration `file` (SESSILE_CONFIG; default "+config.DefaultFile+", if it is there)")
-	root.AddCommand(a.serve(), a.demo(), a.migrate(), a.version())
+	root.AddCommand(a.serve(), a.demo(), a.migrate(), a.target(), a.doctor(), a.version())
 	return root
 }
 

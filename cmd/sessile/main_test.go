@@ -160,7 +160,7 @@ func serve(t testing.TB, args ...string) *daemon {
 func (d *daemon) start(args ...string) {
 	d.t.Helper()
 	args = append([]string{"serve", "--listen", "redis://" + d.addr, "--admin", d.admin, "--linger", "0s"}, args...)
-	d.cmd = command(d.t, nil, args...)
+	d.cmd = commandFor(d.t, 20*patience, nil, args...)
 	d.launch()
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/sessile/sessile/migrate"
 )
 
-// moving is what all migrate commands have in common.
+// moving is what all commands to a gateway that runs have in common.
 type moving struct {
 	*app
 	flags settingFlags // admin ...
@@ -34,8 +34,13 @@ Every command can be interrupted at any point and run again.`,
 		Example: `  sessile migrate plan && sessile migrate create &&
   sessile migrate switchtraffic --to ramp-down && sessile migrate complete`,
 	})
-	for _, sub := range []func(*moving) *cobra.Command{(*moving).plan, (*moving).create, (*moving).start, (*moving).stop, (*moving).status, (*moving).diff,
-		(*moving).switchTraffic, (*moving).reverseTraffic, (*moving).complete, (*moving).cancel, (*moving).repair, (*moving).forgetGateway} {
+	return a.withSubs(cmd, (*moving).plan, (*moving).create, (*moving).start, (*moving).stop, (*moving).status, (*moving).diff,
+		(*moving).switchTraffic, (*moving).reverseTraffic, (*moving).complete, (*moving).cancel, (*moving).repair, (*moving).forgetGateway)
+}
+
+// withSubs adds commands to a gateway that runs to cmd.
+func (a *app) withSubs(cmd *cobra.Command, subs ...func(*moving) *cobra.Command) *cobra.Command {
+	for _, sub := range subs {
 		m := &moving{app: a}
 		c := sub(m)
 		if m.flags == nil {
@@ -52,8 +57,18 @@ func isAdmin(s config.Setting) bool {
 	return s.Name == "admin" || s.Name == "admin-token-file" || s.Name == "admin-ca"
 }
 
-// connect returns a client of the gateway, and the site that is meant.
+// connect returns a client of the gateway, and the site that is meant, which can be moved.
 func (m *moving) connect(ctx context.Context) (*admin.Client, admin.SiteInfo, error) {
+	client, site, err := m.connectAny(ctx)
+	if err == nil && site.Workflow == "" {
+		client.Close()
+		return nil, site, usage("site %s has no origin: there is nothing to move. `sessile serve` needs --origin and --target for that", site.Name)
+	}
+	return client, site, err
+}
+
+// connectAny is connect for any site.
+func (m *moving) connectAny(ctx context.Context) (*admin.Client, admin.SiteInfo, error) {
 	var none admin.SiteInfo
 	c, err := m.load(m.flags)
 	if err != nil {
@@ -82,10 +97,6 @@ func (m *moving) connect(ctx context.Context) (*admin.Client, admin.SiteInfo, er
 	var names []string
 	for _, s := range sites {
 		if s.Name == m.site || m.site == "" && len(sites) == 1 {
-			if s.Workflow == "" {
-				client.Close()
-				return nil, none, usage("site %s has no origin: there is nothing to move. `sessile serve` needs --origin and --target for that", s.Name)
-			}
 			return client, s, nil
 		}
 		names = append(names, s.Name)
@@ -120,7 +131,7 @@ func (m *moving) doWith(ctx context.Context, client *admin.Client, site admin.Si
 		}
 	}
 	end, err := p.watch(ctx, client, site.Name, func() (admin.Line, error) {
-		return client.Run(ctx, site.Name, command, req, say)
+		return client.Run(ctx, site.Name, "migrate/"+command, req, say)
 	})
 	if err != nil {
 		return err

@@ -104,7 +104,7 @@ func (m *moving) look(ctx context.Context) (p migrate.Plan, raw json.RawMessage,
 		return p, nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	e, err := newEngine(site, stores{readOrigin{s.origin}, readTarget{s.target}}, nil)
+	e, err := newEngine(site, s, stores{readOrigin{s.origin}, readTarget{s.target}}, nil)
 	if err != nil {
 		return p, nil, err
 	}
@@ -121,14 +121,6 @@ func (m *moving) look(ctx context.Context) (p migrate.Plan, raw json.RawMessage,
 var errReadOnly = fmt.Errorf("%w: only looking", store.ErrUnavailable)
 
 type readOrigin struct{ store.Origin }
-
-// Check implements store.Checker where the origin does.
-func (r readOrigin) Check(ctx context.Context) (store.Findings, error) {
-	if c, ok := r.Origin.(store.Checker); ok {
-		return c.Check(ctx)
-	}
-	return store.Findings{}, nil
-}
 
 func (readOrigin) SwapMark(context.Context, store.Mark, store.Mark) error { return errReadOnly }
 func (readOrigin) Save(context.Context, string, store.Record, store.Condition) error {
@@ -152,25 +144,12 @@ func (readTarget) Delete(context.Context, string, store.Condition) (bool, error)
 	return false, errReadOnly
 }
 
-func (t readTarget) Prefix() string {
-	if i, ok := t.Target.(informer); ok {
-		return i.Prefix()
+// Mark implements store.Marked.
+func (t readTarget) Mark(ctx context.Context) (store.Mark, error) {
+	if m, ok := t.Target.(store.Marked); ok {
+		return m.Mark(ctx)
 	}
-	return ""
-}
-
-func (t readTarget) DataKey(dst []byte, key string) ([]byte, error) {
-	if i, ok := t.Target.(informer); ok {
-		return i.DataKey(dst, key)
-	}
-	return append(dst, key...), nil
-}
-
-func (t readTarget) Info(ctx context.Context) (map[string]string, error) {
-	if i, ok := t.Target.(informer); ok {
-		return i.Info(ctx)
-	}
-	return map[string]string{}, nil
+	return store.Mark{}, nil
 }
 
 // readWorkflow refuses what an engine without a lease could still send: it takes none, settles nothing, drops nothing.

@@ -16,11 +16,12 @@ func (m *moving) repair() *cobra.Command {
 		Long: `Settle what is dead, and change nothing else.
 
 With --use a person decides what the gateways must not, because it loses something:
-the target's data is gone while the origin may be behind it.
+the target's data is gone while the origin may be behind it; or the origin has come
+back without its data, or with older data.
 
-  --use origin   go on with the origin: writes that had not reached it are lost, and
-                 logouts that had not are undone
-  --use target   go on with what the target holds`,
+  --use origin   go on with the origin: writes that had not reached it, or that it has
+                 lost, are lost, and logouts are undone
+  --use target   go on with what the target holds, in ramp-down`,
 	}, func(ctx context.Context, _ []string) error {
 		switch req.Use {
 		case "":

@@ -402,6 +402,9 @@ func TestRequestTracker(t *testing.T) {
 		theWholeMoveOfRT(t, &rtDatabase{my, my.Addr, 0, my.Try,
 			`SELECT REPLACE(TO_BASE64(a_session), '\n', '') FROM sessions WHERE id = '%s'`})
 	})
+	if os.Getenv("SESSILE_SOAK") == "" {
+		return // `make faults`: RT keeps two cores busy for minutes, and everything else waits
+	}
 	t.Run("PostgreSQL", func(t *testing.T) {
 		t.Parallel()
 		pg := testserver.Postgres(t)

@@ -98,7 +98,7 @@ func start(ctx context.Context, c *config.Config, site config.Site, log *slog.Lo
 			return err
 		}
 	} else {
-		if s.engine, err = newEngine(site, s.stores, log); err != nil {
+		if s.engine, err = newEngine(site, s.stores, s.stores, log); err != nil {
 			return s, err
 		}
 		at, s.admin.Engine = s.engine, s.engine
@@ -110,7 +110,8 @@ func start(ctx context.Context, c *config.Config, site config.Site, log *slog.Lo
 	if err != nil {
 		return s, err
 	}
-	s.admin.Gauges = func() []admin.Gauge { return gauges(s.gateway.Stats()) }
+	s.admin.Target = shownTarget(s.target)
+	s.admin.Gauges = func() []admin.Gauge { return append(gauges(s.gateway.Stats()), failoverGauges(s.target)...) }
 	for _, raw := range site.Listen {
 		l, err := gateway.ListenURL(raw)
 		if err != nil {

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/sessile/sessile/internal/config"
 	"github.com/sessile/sessile/internal/gateway"
+	"github.com/sessile/sessile/internal/resp"
 	"github.com/sessile/sessile/migrate"
 	"github.com/sessile/sessile/store"
 	"github.com/sessile/sessile/store/open"
@@ -38,7 +40,8 @@ func (s stores) close() error {
 // openStores opens a site's stores. A target that is down is none of its business: the phase says what that means.
 func openStores(ctx context.Context, site config.Site, log *slog.Logger) (s stores, err error) {
 	if !site.Origin.IsZero() {
-		s.origin, err = open.Origin(ctx, site.Origin, open.Options{Lifetime: site.Lifetime, MaxValue: site.MaxValue, Bound: site.Bound, Logger: log})
+		s.origin, err = open.Origin(ctx, site.Origin, open.Options{Prefix: site.OriginKey, LockSuffix: site.LockSuffix, Lifetime: site.Lifetime, MaxValue: site.MaxValue,
+			Bound: site.Bound, Logger: log})
 		if err != nil {
 			return s, fmt.Errorf("site %s: origin %v: %w", site.Name, site.Origin, err)
 		}
@@ -47,11 +50,41 @@ func openStores(ctx context.Context, site config.Site, log *slog.Logger) (s stor
 	if err != nil {
 		return s, errors.Join(fmt.Errorf("site %s: target %v: %w", site.Name, site.Target, err), s.close())
 	}
+	if err := apart(ctx, site, s); err != nil {
+		return s, errors.Join(fmt.Errorf("site %s: %w", site.Name, err), s.close())
+	}
 	return s, nil
 }
 
-// newEngine returns the engine that moves the site's sessions.
-func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, error) {
+// apart returns an error where origin and target are one place under two addresses, as far as they can be asked now.
+func apart(ctx context.Context, site config.Site, s stores) error {
+	o, ok := s.origin.(store.Target)
+	if !ok || !site.Origin.IsRedis() || site.Origin.Database() != site.Target.Database() || !alike(prefixOf(s.origin), prefixOf(s.target)) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	from, err := o.Instance(ctx)
+	to, err2 := s.target.Instance(ctx)
+	if err == nil && err2 == nil && from == to {
+		return errors.New("origin and target are the same database of one server, and the sessions' names begin alike: say target-key, or another database")
+	}
+	return nil
+}
+
+// prefixOf is what the names of the sessions in a store begin with, where that is Redis.
+func prefixOf(s store.Store) string {
+	if i, ok := s.(informer); ok {
+		return i.Prefix()
+	}
+	return ""
+}
+
+// alike reports whether sessions of two prefixes may have the same name.
+func alike(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }
+
+// newEngine returns the engine that moves the site's sessions, s, as it is to see them.
+func newEngine(site config.Site, s, seen stores, log *slog.Logger) (*migrate.Engine, error) {
 	opt := site.Migrate
 	opt.Logger = log
 	if isPHP(site) {
@@ -67,13 +100,21 @@ func newEngine(site config.Site, s stores, log *slog.Logger) (*migrate.Engine, e
 		opt.TargetHealth = func(ctx context.Context) (migrate.TargetHealth, error) { return health(ctx, t) }
 	}
 	if o, ok := s.origin.(store.Checker); ok {
-		opt.OriginCheck = o.Check
+		opt.OriginCheck = func(ctx context.Context) (store.Findings, error) {
+			f, err := o.Check(ctx)
+			for _, look := range []func(context.Context, config.Site, stores) error{apart, arrived} {
+				if why := look(ctx, site, s); why != nil && err == nil {
+					f.Against = append(f.Against, why.Error())
+				}
+			}
+			return f, err
+		}
 	}
 	opt.Lifetime = site.Lifetime
 	if o, ok := s.origin.(interface{ Lifetime() time.Duration }); ok {
 		opt.Lifetime = max(opt.Lifetime, o.Lifetime())
 	}
-	e, err := migrate.New(s.origin, s.target, opt)
+	e, err := migrate.New(seen.origin, seen.target, opt)
 	if err != nil {
 		return nil, fmt.Errorf("site %s: %w", site.Name, err)
 	}
@@ -134,11 +175,9 @@ func neighbours(c *config.Config, site config.Site) (names []string) {
 	return names
 }
 
-// settled returns an error matching errMoving where a workflow, but for those of neighbours, has sessions in t that are
-// not all there yet, and another error where that cannot be found out.
-func settled(ctx context.Context, t store.Target, neighbours []string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
+// moves calls each with the control records in t of workflows that are not complete, but for those of neighbours, until it
+// returns an error.
+func moves(ctx context.Context, t store.Target, neighbours []string, each func(name string, c migrate.Control) error) error {
 	names, err := t.Workflows(ctx)
 	if err != nil {
 		return err
@@ -155,11 +194,56 @@ func settled(ctx context.Context, t store.Target, neighbours []string) error {
 		switch {
 		case b == nil: // cancelled just now
 		case json.Unmarshal(b, &c) != nil:
-			return fmt.Errorf("%w: workflow %q was written by another version of sessile", errMoving, name)
+			err = fmt.Errorf("%w: workflow %q was written by another version of sessile", errMoving, name)
 		case !c.Purged:
-			return fmt.Errorf("%w: workflow %q is in phase %s. Serve it with its --origin until `sessile migrate complete` or `cancel` has ended, "+
-				"or use another database", errMoving, name, c.Phase)
+			err = each(name, c)
 		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settled returns an error matching errMoving where a workflow, but for those of neighbours, has sessions in t that are
+// not all there yet, or are no longer, and another error where that cannot be found out.
+func settled(ctx context.Context, t store.Target, neighbours []string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if m, ok := t.(store.Marked); ok {
+		mark, err := m.Mark(ctx)
+		switch {
+		case err != nil:
+			return err
+		case mark.Seal.Workflow != "":
+			return fmt.Errorf("%w: it is, or was, the origin of workflow %q (floor %s). Serve that with its --origin and --target, or use another database",
+				errMoving, mark.Seal.Workflow, mark.Seal.Floor)
+		}
+	}
+	return moves(ctx, t, neighbours, func(name string, c migrate.Control) error {
+		return fmt.Errorf("%w: workflow %q is in phase %s. Serve it with its --origin until `sessile migrate complete` or `cancel` has ended, "+
+			"or use another database", errMoving, name, c.Phase)
+	})
+}
+
+// arrived returns an error where the origin's own sessions have not all arrived: it is the target of a move that is not
+// complete.
+func arrived(ctx context.Context, _ config.Site, s stores) error {
+	o, ok := s.origin.(store.Target)
+	if !ok {
+		return nil
+	}
+	mark, err := s.origin.Mark(ctx)
+	if err == nil {
+		err = moves(ctx, o, nil, func(name string, c migrate.Control) error {
+			if c.Identity == mark.Identity || !alike(c.Prefix, prefixOf(s.origin)) {
+				return nil // it leads away from here, or is another site's in the same database
+			}
+			return fmt.Errorf("workflow %q is in phase %s: `sessile migrate complete` first", name, c.Phase)
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("is the origin the target of another move? %w", err)
 	}
 	return nil
 }
@@ -261,11 +345,14 @@ func (u *unsettled) LockHolder(ctx context.Context, key string) (string, time.Du
 func gatewaySite(site config.Site, s store.Store, target store.Target) gateway.Site {
 	g := gateway.Site{
 		Name: site.Name, Store: s, Prefix: site.OriginKey, LockSuffix: site.LockSuffix, Database: site.Database,
-		Lifetime: site.Lifetime, SlidingWithoutTTL: site.Sliding, Insecure: site.Insecure,
+		SentinelMaster: site.SentinelMaster, Lifetime: site.Lifetime, SlidingWithoutTTL: site.Sliding, Insecure: site.Insecure,
 		Hold: site.Hold, LockWait: site.LockWait, LockLife: site.LockLife, DestroyedMemory: site.DestroyedMemory, Linger: site.Linger,
 		Limits: gateway.Limits{Value: site.MaxValue, Key: site.MaxKey, Args: site.MaxArgs, Conns: site.MaxConnections,
 			Idle: site.IdleTimeout, Command: site.CommandTimeout, Output: site.MaxOutput, Memory: site.MaxMemory,
 			UnauthenticatedArgs: site.MaxLoginArgs, UnauthenticatedArg: site.MaxLoginSize},
+	}
+	if t, ok := target.(interface{ Replicates() bool }); ok && t.Replicates() {
+		g.Critical = site.Critical
 	}
 	for _, u := range site.Users {
 		g.Users = append(g.Users, gateway.User{Name: u.Name, Passwords: u.Passwords})
@@ -273,8 +360,27 @@ func gatewaySite(site config.Site, s store.Store, target store.Target) gateway.S
 	if site.AccessSet != "" {
 		g.AccessSet, g.Sets = site.AccessSet, target.(gateway.SortedSets) // config has seen that it is Redis
 	}
+	if len(site.ExtraCommands) > 0 { // config has seen that it is Redis, and that nothing is moved
+		g.Passed, g.Passage = site.ExtraCommands, target.(gateway.Passage)
+		if u, ok := s.(*unsettled); ok {
+			g.Passage = passage{g.Passage, u.look}
+		}
+	}
 	if isPHP(site) {
 		g.KeyPattern = phpID[[]byte]
 	}
 	return g
+}
+
+// passage is the way to an unsettled target.
+type passage struct {
+	gateway.Passage
+	look func(ctx context.Context) error
+}
+
+func (p passage) Command(ctx context.Context, args ...string) (v resp.Value, err error) {
+	if err := p.look(ctx); err != nil {
+		return v, err
+	}
+	return p.Passage.Command(ctx, args...)
 }

@@ -14,6 +14,7 @@ import (
 // Debian's directory for PHP's sessions may be listed by root alone. A session that only the file's owner knows of comes over
 // when it is used; one that nobody uses has ended when live begins.
 func TestAMoveFromADirectoryThatCannotBeListed(t *testing.T) {
+	t.Parallel()
 	top, err := os.MkdirTemp("", "sessile-unlisted-") // t.TempDir is root's alone
 	if err != nil {
 		t.Fatal(err)
@@ -56,6 +57,7 @@ func TestAMoveFromADirectoryThatCannotBeListed(t *testing.T) {
 
 // A table that has a hash of each id cannot be listed either.
 func TestAMoveFromATableOfHashes(t *testing.T) {
+	t.Parallel()
 	my := testserver.MariaDB(t)
 	my.Exec("CREATE TABLE hashed (id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin PRIMARY KEY, data LONGBLOB NOT NULL, access INT UNSIGNED NOT NULL) ENGINE=InnoDB")
 	r := redis(t)

@@ -49,7 +49,7 @@ func TestUsage(t *testing.T) {
 		{"a tilde", []string{"serve", "--config", "~/sessile.yaml"}, "~/sessile.yaml"},
 		{"an origin in Redis", []string{"serve", "--listen", "redis://127.0.0.1:1", "--origin", "redis://h/1", "--target", "redis://h/1"}, "same store as the origin"},
 		{"an origin without a target", []string{"serve", "--listen", "redis://127.0.0.1:1", "--origin", "file:///tmp?lifetime=1s"}, "target: is missing"},
-		{"a later store", []string{"serve", "--listen", "redis://127.0.0.1:1", "--target", "cassandra://u:" + secret + "@h/d"}, "not in this version"},
+		{"half a store", []string{"serve", "--listen", "redis://127.0.0.1:1", "--target", "cached(memcached://" + secret + "@h)"}, "write cached(memcached://"},
 		{"force without a reason", []string{"migrate", "switchtraffic", "--force"}, "--force needs --reason"},
 		{"a phase", []string{"migrate", "switchtraffic", "--to", "lvie"}, "unknown phase"},
 		{"a soak time", []string{"migrate", "switchtraffic", "--soak", "1d"}, "--soak"},
@@ -62,6 +62,8 @@ func TestUsage(t *testing.T) {
 		{"complete without a terminal", []string{"migrate", "complete"}, "say --yes"},
 		{"use without a reason", []string{"migrate", "repair", "--use", "origin"}, "needs --reason"},
 		{"use of both", []string{"migrate", "repair", "--use", "both", "--reason", "x"}, "origin or target"},
+		{"a decision without a reason", []string{"target", "accept"}, "needs --reason"},
+		{"a decision with a reason that says nothing", []string{"target", "refill", "--reason", " "}, "needs --reason"},
 		{"a plan without a target", []string{"migrate", "plan", "--origin", "file:///tmp?lifetime=1s"}, "target: is missing"},
 		{"a plan without an origin", []string{"migrate", "plan", "--target", "redis://127.0.0.1:1"}, "no origin"},
 		{"an admin address", []string{"migrate", "status", "--admin", "http://x/y"}, "--admin"},
@@ -187,7 +189,7 @@ func TestServeRefusesWhatCannotWork(t *testing.T) {
 		{"an admin address that is taken", []string{"serve", "--listen", listen, "--admin", taken.Addr().String(), "--target", down}, "address already in use"},
 		{"no certificate", []string{"serve", "--listen", "redis+tls://127.0.0.1:" + fmt.Sprint(port(t)) + "?cert=/nowhere/c&key=/nowhere/k", "--admin", admin, "--target", down}, "no such file"},
 		{"a socket that was not passed", []string{"serve", "--listen", "fd://3", "--admin", admin, "--target", down}, "LISTEN_PID"},
-		{"an origin that cannot be one", with("--origin", r.URL()+"/1", "--target", down), "cannot be an origin"},
+		{"an origin with a replay window", with("--origin", "redis-cluster://"+r.Addr+"?replay=10s", "--target", down), "replay= is not for an origin"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := run(t, nil, c.args...).want(t, 1, "", c.want)

@@ -8,6 +8,8 @@
 //	GET  /v1/sites/{site}/migrate/status      migrate.Status
 //	GET  /v1/sites/{site}/migrate/plan        migrate.Plan
 //	POST /v1/sites/{site}/migrate/{command}   runs a command; the body is a Request, the answer lines of Line
+//	GET  /v1/sites/{site}/target/status       TargetStatus, where the target fails over
+//	POST /v1/sites/{site}/target/{command}    the same for refill and accept
 //
 // A GET changes nothing. A POST can change where users' sessions are served from, so a browser that a stranger's page
 // made to send it is refused (Host, Origin, Sec-Fetch-Site, content type), and beyond the loopback address so is
@@ -58,6 +60,7 @@ type Site struct {
 	Ping     func(context.Context) error // of a plain gateway: whether its store is there
 	Meter    *Meter                      // of its commands; nil: none
 	Gauges   func() []Gauge              // what else its gateway counts; nil: nothing
+	Target   Target                      // nil: it does not fail over
 
 	mu     sync.Mutex // guards what follows; held while the stores are asked, so that many askers ask once
 	looked time.Time
@@ -212,7 +215,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	site, command, found := s.route(r.URL.Path)
-	post := command != "" && command != "status" && command != "plan"
+	_, post := commands[command]
 	switch {
 	case !found:
 		fail(w, http.StatusNotFound, "not found")
@@ -231,16 +234,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.metrics.ServeHTTP(w, r)
 	case r.URL.Path == "/v1/sites":
 		answer(w, http.StatusOK, s.list())
-	case site.Engine == nil:
+	case command == "target/status" && site.Target != nil:
+		answer(w, http.StatusOK, site.Target.Status())
+	case strings.HasPrefix(command, "target/") && site.Target == nil:
+		fail(w, http.StatusConflict, "this site's target does not fail over: only behind Sentinels or in a Cluster there is something to show and to decide")
+	case strings.HasPrefix(command, "migrate/") && site.Engine == nil:
 		fail(w, http.StatusConflict, "this site has no origin: there is nothing to move; `sessile serve` needs --origin")
-	case command == "status":
+	case command == "migrate/status":
 		answer(w, http.StatusOK, site.Engine.Status(r.Context()))
-	case command == "plan":
+	case command == "migrate/plan":
 		s.plan(w, r, site)
 	default:
 		s.command(w, r, site, command)
 	}
 }
+
+// looks are what a GET of a site shows.
+var looks = []string{"migrate/status", "migrate/plan", "target/status"}
 
 // route finds what a path names. It knows no patterns and cleans nothing: what is not exactly a path of ours is none.
 func (s *Server) route(path string) (site *Site, command string, ok bool) {
@@ -249,15 +259,16 @@ func (s *Server) route(path string) (site *Site, command string, ok bool) {
 		return nil, "", true
 	}
 	part := strings.Split(path, "/")
-	if len(part) != 6 || part[0] != "" || part[1] != "v1" || part[2] != "sites" || part[4] != "migrate" {
+	if len(part) != 6 || part[0] != "" || part[1] != "v1" || part[2] != "sites" {
 		return nil, "", false
 	}
-	_, known := commands[part[5]]
+	command = part[4] + "/" + part[5]
+	_, known := commands[command]
 	i := slices.IndexFunc(s.sites, func(s *Site) bool { return s.Name == part[3] })
-	if i < 0 || !known && part[5] != "status" && part[5] != "plan" {
+	if i < 0 || !known && !slices.Contains(looks, command) {
 		return nil, "", false
 	}
-	return s.sites[i], part[5], true
+	return s.sites[i], command, true
 }
 
 // guard refuses what is not for us, or not from whom it seems to be from. It looks at nothing but the request.

@@ -272,7 +272,7 @@ func TestAMove(t *testing.T) {
 	run := func(command string, req Request, exit int, want string) Line {
 		t.Helper()
 		var said []string
-		end, err := a.client.Run(ctx, "shop", command, req, func(line string) { said = append(said, line) })
+		end, err := a.client.Run(ctx, "shop", "migrate/"+command, req, func(line string) { said = append(said, line) })
 		got := strings.Join(said, "\n")
 		if err != nil {
 			got += err.Error()
@@ -319,7 +319,7 @@ func TestAMove(t *testing.T) {
 	run("complete", Request{}, 0, "complete: applications may now")
 	run("complete", Request{}, 0, "complete: applications may now")
 	run("reversetraffic", Request{}, 2, "no way back")
-	_, err = a.client.Run(ctx, "plain", "create", Request{}, func(string) {})
+	_, err = a.client.Run(ctx, "plain", "migrate/create", Request{}, func(string) {})
 	var answered *Error
 	if !errors.As(err, &answered) || answered.Exit != ExitUsage || !strings.Contains(err.Error(), "nothing to move") {
 		t.Errorf("a plain site: got %v", err)
@@ -330,7 +330,7 @@ func TestGatesKeepAStepClosed(t *testing.T) {
 	a := startAPI(t, Options{})
 	ctx := t.Context()
 	for _, command := range []string{"create", "switchtraffic"} {
-		if _, err := a.client.Run(ctx, "shop", command, Request{}, func(string) {}); err != nil {
+		if _, err := a.client.Run(ctx, "shop", "migrate/"+command, Request{}, func(string) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -347,7 +347,7 @@ func TestGatesKeepAStepClosed(t *testing.T) {
 			}
 		}
 	}()
-	_, err := a.client.Run(ctx, "shop", "switchtraffic", Request{Window: "200ms"}, func(string) {})
+	_, err := a.client.Run(ctx, "shop", "migrate/switchtraffic", Request{Window: "200ms"}, func(string) {})
 	close(stop)
 	<-done
 	var answered *Error
@@ -362,12 +362,12 @@ func TestGatesKeepAStepClosed(t *testing.T) {
 func TestACommandEndsWithItsClientAndWithTheServer(t *testing.T) {
 	a := startAPI(t, Options{})
 	for _, command := range []string{"create", "switchtraffic"} {
-		if _, err := a.client.Run(t.Context(), "shop", command, Request{}, func(string) {}); err != nil {
+		if _, err := a.client.Run(t.Context(), "shop", "migrate/"+command, Request{}, func(string) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	waits := func(ctx context.Context, then func()) error {
-		_, err := a.client.Run(ctx, "shop", "switchtraffic", Request{Soak: "1h", Window: "1ms"}, func(line string) {
+		_, err := a.client.Run(ctx, "shop", "migrate/switchtraffic", Request{Soak: "1h", Window: "1ms"}, func(line string) {
 			if strings.HasPrefix(line, "dual-write -> sync") {
 				then()
 			}
@@ -393,7 +393,7 @@ func TestNoProgressEndsACommand(t *testing.T) {
 	a := startAPI(t, Options{})
 	ctx := t.Context()
 	for _, command := range []string{"create", "switchtraffic"} {
-		if _, err := a.client.Run(ctx, "shop", command, Request{}, func(string) {}); err != nil {
+		if _, err := a.client.Run(ctx, "shop", "migrate/"+command, Request{}, func(string) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -406,7 +406,7 @@ func TestNoProgressEndsACommand(t *testing.T) {
 	if _, err := flow.Renew(ctx, "ghost", fmt.Appendf(nil, `{"adopted":0,"identity":%q}`, mark.Identity), time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	_, err = a.client.Run(ctx, "shop", "reversetraffic", Request{}, func(string) {})
+	_, err = a.client.Run(ctx, "shop", "migrate/reversetraffic", Request{}, func(string) {})
 	var answered *Error
 	if !errors.As(err, &answered) || answered.Exit != ExitFailed || !strings.Contains(err.Error(), "no progress for 200ms") || !strings.Contains(err.Error(), "ghost") {
 		t.Fatalf("got %v, want no progress", err)
@@ -414,10 +414,10 @@ func TestNoProgressEndsACommand(t *testing.T) {
 	if _, err := flow.Renew(ctx, "ghost", nil, time.Millisecond); err != nil { // and now it is gone
 		t.Fatal(err)
 	}
-	if _, err := a.client.Run(ctx, "shop", "forget-gateway", Request{Gateway: "ghost"}, func(string) {}); err != nil {
+	if _, err := a.client.Run(ctx, "shop", "migrate/forget-gateway", Request{Gateway: "ghost"}, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
-	end, err := a.client.Run(ctx, "shop", "reversetraffic", Request{To: "off"}, func(string) {})
+	end, err := a.client.Run(ctx, "shop", "migrate/reversetraffic", Request{To: "off"}, func(string) {})
 	if err != nil || end.Status.Phase != migrate.Off {
 		t.Errorf("run again: got %+v, %v", end, err)
 	}
@@ -425,13 +425,13 @@ func TestNoProgressEndsACommand(t *testing.T) {
 
 func TestTwoAtOnce(t *testing.T) {
 	a := startAPI(t, Options{})
-	if _, err := a.client.Run(t.Context(), "shop", "create", Request{}, func(string) {}); err != nil {
+	if _, err := a.client.Run(t.Context(), "shop", "migrate/create", Request{}, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	errs := make(chan error)
 	for range 4 {
 		go func() {
-			_, err := a.client.Run(context.Background(), "shop", "switchtraffic", Request{To: "live", Window: "1ms"}, func(string) {})
+			_, err := a.client.Run(context.Background(), "shop", "migrate/switchtraffic", Request{To: "live", Window: "1ms"}, func(string) {})
 			errs <- err
 		}()
 	}
@@ -452,7 +452,7 @@ func TestMetrics(t *testing.T) {
 	a.meter.Done("SET", store.OutcomeUnknown, 2*time.Minute)
 	a.meter.Security("login")
 	for _, command := range []string{"create", "switchtraffic"} {
-		if _, err := a.client.Run(t.Context(), "shop", command, Request{}, func(string) {}); err != nil {
+		if _, err := a.client.Run(t.Context(), "shop", "migrate/"+command, Request{}, func(string) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -668,7 +668,7 @@ func TestClientRefusesAndReports(t *testing.T) {
 	if _, err := c.Sites(t.Context()); err == nil || !strings.Contains(err.Error(), "is it a sessile gateway's admin address?") {
 		t.Errorf("something else: got %v", err)
 	}
-	if _, err := c.Run(t.Context(), "x", "create", Request{}, func(string) {}); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "run the command again") {
+	if _, err := c.Run(t.Context(), "x", "migrate/create", Request{}, func(string) {}); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "run the command again") {
 		t.Errorf("a gateway that goes away: got %v", err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -151,9 +152,14 @@ func (c *Client) Get(ctx context.Context, path string) (json.RawMessage, error) 
 	return b, nil
 }
 
-// Run runs a command to its end, and tells say what goes on. What ends ctx ends the command.
+func again(err error) error { return fmt.Errorf("%w; run the command again to finish it", err) }
+
+// Run runs a command, such as migrate/create, to its end, and tells say what goes on. What ends ctx ends the command.
 func (c *Client) Run(ctx context.Context, site, command string, req Request, say func(string)) (Line, error) {
-	resp, err := c.do(ctx, http.MethodPost, "/v1/sites/"+url.PathEscape(site)+"/migrate/"+command, req)
+	resp, err := c.do(ctx, http.MethodPost, "/v1/sites/"+url.PathEscape(site)+"/"+command, req)
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) { // it may have begun
+		err = again(err)
+	}
 	if err != nil {
 		return Line{}, err
 	}
@@ -164,7 +170,7 @@ func (c *Client) Run(ctx context.Context, site, command string, req Request, say
 			if errors.Is(err, io.EOF) {
 				err = errors.New("it went away")
 			}
-			return Line{}, fmt.Errorf("%w; run the command again to finish it", c.unreachable(ctx, err))
+			return Line{}, again(c.unreachable(ctx, err))
 		}
 		switch {
 		case l.Error != "":

@@ -52,6 +52,7 @@ type Line struct {
 	Exit   int                 `json:"exit,omitempty"`
 	Gates  []migrate.Gate      `json:"gates,omitempty"` // of the step that they keep closed
 	Status *migrate.Status     `json:"status,omitempty"`
+	Target *TargetStatus       `json:"target,omitempty"`
 	Diff   *migrate.DiffReport `json:"diff,omitempty"`
 }
 
@@ -69,27 +70,30 @@ var commands = map[string]struct {
 	fields string
 	run    func(ctx context.Context, c *call, end *Line) error
 }{
-	"create":         {"dry_run timeout", func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Create(ctx, c.step) }},
-	"switchtraffic":  {"to " + stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.walk(ctx, c.Engine.SwitchTraffic, +1) }},
-	"reversetraffic": {"to " + stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.walk(ctx, c.Engine.ReverseTraffic, -1) }},
-	"complete":       {stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Complete(ctx, c.step) }},
-	"cancel":         {stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Cancel(ctx, c.step) }},
-	"repair":         {"use reason dry_run timeout", func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Repair(ctx, c.Use, c.step) }},
-	"forget-gateway": {"gateway timeout", func(ctx context.Context, c *call, _ *Line) error {
+	"migrate/create":         {"dry_run timeout", func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Create(ctx, c.step) }},
+	"migrate/switchtraffic":  {"to " + stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.walk(ctx, c.Engine.SwitchTraffic, +1) }},
+	"migrate/reversetraffic": {"to " + stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.walk(ctx, c.Engine.ReverseTraffic, -1) }},
+	"migrate/complete":       {stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Complete(ctx, c.step) }},
+	"migrate/cancel":         {stepFields, func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Cancel(ctx, c.step) }},
+	"migrate/repair":         {"use reason dry_run timeout", func(ctx context.Context, c *call, _ *Line) error { return c.Engine.Repair(ctx, c.Use, c.step) }},
+	"migrate/forget-gateway": {"gateway timeout", func(ctx context.Context, c *call, _ *Line) error {
 		if c.Request.Gateway == "" {
 			return &migrate.UsageError{Text: "which gateway?"}
 		}
 		return c.Engine.ForgetGateway(ctx, c.Request.Gateway)
 	}},
-	"start": {"rate max_load timeout", func(ctx context.Context, c *call, _ *Line) error {
+	"migrate/start": {"rate max_load timeout", func(ctx context.Context, c *call, _ *Line) error {
 		said, err := c.Engine.Start(ctx, c.Rate, c.MaxLoad)
 		return c.said(said, err)
 	}},
-	"stop": {"timeout", func(ctx context.Context, c *call, _ *Line) error {
+	"migrate/stop": {"timeout", func(ctx context.Context, c *call, _ *Line) error {
 		said, err := c.Engine.Stop(ctx)
 		return c.said(said, err)
 	}},
-	"diff": {"repair rounds tolerance timeout", func(ctx context.Context, c *call, end *Line) error { return c.diff(ctx, end) }},
+	"migrate/diff": {"repair rounds tolerance timeout", func(ctx context.Context, c *call, end *Line) error { return c.diff(ctx, end) }},
+
+	"target/refill": {"reason", func(ctx context.Context, c *call, _ *Line) error { return c.decide(ctx, c.Target.Refill) }},
+	"target/accept": {"reason", func(ctx context.Context, c *call, _ *Line) error { return c.decide(ctx, c.Target.AcceptEmpty) }},
 }
 
 func (c *call) said(text string, err error) error {
@@ -163,7 +167,7 @@ func exitOf(ctx context.Context, err error) int {
 		return ExitUsage
 	case ctx.Err() != nil: // gates that had no time to be looked at are closed, too
 		return ExitFailed
-	case errors.As(err, &gates):
+	case errors.As(err, &gates), errors.Is(err, errNotForgotten):
 		return ExitClosed
 	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnknown):
 		return ExitBlind
@@ -235,6 +239,10 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request, site *Site, nam
 		})
 	}
 
+	log := s.log.With("site", site.Name, "command", name)
+	if req.Reason != "" {
+		log.Info("a command begins", "reason", req.Reason)
+	}
 	start := time.Now()
 	end := Line{Done: true}
 	err = cmd.run(ctx, c, &end)
@@ -254,11 +262,14 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request, site *Site, nam
 		case !errors.Is(cause, context.Canceled):
 			end.Error = fmt.Sprintf("%v: %v", cause, err)
 		}
-	case name != "diff":
+	case strings.HasPrefix(name, "target/"):
+		st := site.Target.Status()
+		end.Target = &st
+	case name != "migrate/diff":
 		st := site.Engine.Status(ctx)
 		end.Status = &st
 	}
-	s.log.Info("migrate", "site", site.Name, "command", name, "exit", end.Exit, "took", time.Since(start).Round(time.Millisecond))
+	log.Info("a command has ended", "exit", end.Exit, "took", time.Since(start).Round(time.Millisecond))
 	send(end)
 }
 

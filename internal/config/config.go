@@ -68,6 +68,11 @@ type Site struct {
 	Database   int
 	LockSuffix string
 	AccessSet  string
+	Critical   string
+
+	ExtraCommands []string
+
+	SentinelMaster string
 
 	Lifetime                                         time.Duration // 0: none
 	Sliding                                          bool
@@ -244,18 +249,20 @@ func (s *Site) check(c *Config, listen bool) error {
 		return s.errorf("target", "is missing: where shall the sessions lie? Such as redis://127.0.0.1:6379/0")
 	case s.Target.IsZero():
 		return s.errorf("target", "is missing: a site with an origin needs the target of its move from the start; nothing is written to it before `sessile migrate create`")
-	case !s.Origin.IsZero() && s.Origin.Place() != "" && s.Origin.Place() == s.Target.Place():
-		return s.errorf("target", "is the same store as the origin")
 	case s.Origin.Scheme() == "file" && s.Origin.Param("lifetime") == "" && s.Lifetime == 0:
 		return s.errorf("origin", "needs a lifetime: PHP's session.gc_maxlifetime, as in file:///var/lib/php/sessions?layout=php&lifetime=1440s")
 	case s.Sliding && s.Lifetime == 0:
 		return s.errorf("sliding", "needs a lifetime")
-	case s.AccessSet != "" && !strings.HasPrefix(s.Target.Scheme(), "redis"):
+	case s.AccessSet != "" && !s.Target.IsRedis():
 		return s.errorf("access-set", "needs a target that is Redis")
 	case s.AccessSet != "" && strings.HasSuffix(s.AccessSet, s.LockSuffix):
 		return s.errorf("access-set", "ends in %s, as locks do", s.LockSuffix)
 	case s.AccessSet != "" && shorter(s.Origin.Param("lifetime"), s.Lifetime):
 		return s.errorf("access-set", "needs a lifetime that is not longer than the origin's lifetime=: by it one knows when a session was written, and who is to be collected")
+	case len(s.ExtraCommands) > 0 && !s.Origin.IsZero():
+		return s.errorf("extra-commands", "is for a site without an origin: what these commands write would not be moved. Once the move is complete, take away the origin")
+	case len(s.ExtraCommands) > 0 && !s.Target.IsRedis():
+		return s.errorf("extra-commands", "needs a target that is Redis")
 	case s.MaxMemory < 4*s.MaxValue:
 		return s.errorf("max-memory", "is to be at least four times max-value")
 	}
@@ -285,12 +292,29 @@ func (s *Site) check(c *Config, listen bool) error {
 		return s.errorf("target-key", "the target's URL has another prefix=")
 	}
 	s.TargetKey = cmp.Or(s.TargetKey, inURL, s.OriginKey)
+	if overlap(s.Origin, s.originPrefix(), s.Target, s.TargetKey) {
+		if s.Origin.IsRedis() {
+			return s.errorf("target", "is the same store as the origin, and the sessions' names begin alike (with %q here, with %q there): "+
+				"say target-key and, in the origin's URL, prefix=, or another database", s.TargetKey, s.originPrefix())
+		}
+		return s.errorf("target", "is the same store as the origin")
+	}
 	if s.AccessSet != "" && s.TargetKey != s.OriginKey && strings.HasPrefix(s.AccessSet, s.TargetKey) {
 		return s.errorf("access-set", "begins like the sessions in the target (%s): one of them could take its place", s.TargetKey)
 	}
+	if len(s.ExtraCommands) > 0 && s.TargetKey != s.OriginKey {
+		return s.errorf("extra-commands", "needs keys that lie in the target under the client's names: origin-key and target-key are to be the same")
+	}
+	if s.Target.Scheme() == "redis-cluster" && slices.ContainsFunc(s.ExtraCommands, func(c string) bool { return strings.EqualFold(c, "KEYS") || strings.EqualFold(c, "SCAN") }) {
+		return s.errorf("extra-commands", "has KEYS or SCAN, which a Cluster answers for one of its nodes only")
+	}
+	s.SentinelMaster = cmp.Or(s.SentinelMaster, s.Target.Master())
 	if _, said := s.where["database"]; !said {
-		s.Database = s.Target.Database()
-	} else if n := s.Target.Database(); n != s.Database {
+		if s.Database = s.Target.Database(); s.Origin.IsRedis() { // where clients have been until now
+			s.Database = s.Origin.Database()
+		}
+	}
+	if n := s.Target.Database(); n != s.Database {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("site %s: clients SELECT %d and the sessions lie in database %d of the target: after the move, clients have to be told", s.Name, s.Database, n))
 	}
 	if !listen {
@@ -304,6 +328,9 @@ func (s *Site) check(c *Config, listen bool) error {
 			return s.errorf("listen", "%w", err)
 		}
 	}
+	if s.TargetKey == "" && slices.ContainsFunc(s.Listen, func(raw string) bool { return strings.HasPrefix(raw, "memcached") }) {
+		c.Warnings = append(c.Warnings, fmt.Sprintf("site %s: the sessions lie in the target under their bare ids; PHP's redis handler looks for them under target-key PHPREDIS_SESSION:", s.Name))
+	}
 	return nil
 }
 
@@ -314,18 +341,32 @@ func (s *Site) unlessSaid(name string, to *time.Duration, d time.Duration) {
 	}
 }
 
+// originPrefix is what stands before the session id in the origin: in Redis what the client puts there, unless the URL says
+// otherwise.
+func (s *Site) originPrefix() string {
+	if !s.Origin.IsRedis() {
+		return ""
+	}
+	return cmp.Or(s.Origin.Param("prefix"), s.OriginKey)
+}
+
+// overlap reports whether two stores are one, with sessions whose names begin alike.
+func overlap(a open.URL, prefixA string, b open.URL, prefixB string) bool {
+	return a.Place() != "" && a.Place() == b.Place() && (strings.HasPrefix(prefixA, prefixB) || strings.HasPrefix(prefixB, prefixA))
+}
+
 // checkListener finds what can be found without listening; gateway.ListenURL and Serve look at the rest.
 func (s *Site) checkListener(raw string) error {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return errors.New("not a URL: write redis://127.0.0.1:6400, with [brackets] around an IPv6 address")
 	}
-	schemes := []string{"redis", "redis+tls", "redis+unix", "fd"}
+	schemes := []string{"redis", "redis+tls", "redis+unix", "memcached", "memcached+tls", "memcached+unix", "memcached+fd", "fd"}
 	if !slices.Contains(schemes, u.Scheme) {
 		near, _ := nearest(u.Scheme, schemes)
 		return fmt.Errorf("%+q is no scheme to listen at; did you mean %s://?", u.Scheme, near)
 	}
-	if u.Scheme != "redis" && u.Scheme != "redis+tls" {
+	if strings.HasSuffix(u.Scheme, "fd") || strings.HasSuffix(u.Scheme, "+unix") {
 		return nil
 	}
 	if err := checkPort(u.Host); err != nil {
@@ -369,11 +410,15 @@ func (c *Config) checkNeighbours() error {
 			switch {
 			case s.Name == o.Name:
 				return s.errorf("name", "%s is the name of two sites", s.Name)
-			case !s.Origin.IsZero() && s.Origin.Place() != "" && s.Origin.Place() == o.Origin.Place():
+			case overlap(s.Origin, s.originPrefix(), o.Origin, o.originPrefix()):
 				return s.errorf("origin", "is the origin of site %s, too", o.Name)
+			case overlap(s.Origin, s.originPrefix(), o.Target, o.TargetKey):
+				return s.errorf("origin", "is the target of site %s", o.Name)
+			case overlap(s.Target, s.TargetKey, o.Origin, o.originPrefix()):
+				return s.errorf("target", "is the origin of site %s", o.Name)
 			case place && s.Migrate.Workflow == o.Migrate.Workflow:
 				return s.errorf("workflow", "%s is the workflow of site %s, too, in the same target", s.Migrate.Workflow, o.Name)
-			case place && (strings.HasPrefix(s.TargetKey, o.TargetKey) || strings.HasPrefix(o.TargetKey, s.TargetKey)):
+			case overlap(s.Target, s.TargetKey, o.Target, o.TargetKey):
 				return s.errorf("target-key", "in the same target, site %s has keys that begin like these: give each a prefix or a database of its own", o.Name)
 			case place && s.AccessSet != "" && (s.AccessSet == o.AccessSet || strings.HasPrefix(s.AccessSet, o.TargetKey)),
 				place && o.AccessSet != "" && strings.HasPrefix(o.AccessSet, s.TargetKey):

@@ -67,7 +67,46 @@ func TestTheFileOfTheDesign(t *testing.T) {
 	}
 }
 
+func TestListenersForMemcached(t *testing.T) {
+	for yaml, want := range map[string]string{
+		"memcached://127.0.0.1:11211":                                 "",
+		"memcached://127.0.0.1:11211?client=php-memcache&prefix=p.":   "",
+		"memcached+unix:///run/sessile/m.sock?mode=0660":              "",
+		"memcached+fd://sessile-memcached":                            "",
+		"memcached://0.0.0.0:11211":                                   "open to others",
+		"memcached://127.0.0.1":                                       "host:port",
+		"memcache://127.0.0.1:11211":                                  "did you mean memcached://",
+		"memcached+tls://0.0.0.0:11211?cert=c&key=k&client_ca=ca.pem": "",
+	} {
+		for key, warnings := range map[string]int{"target-key: 'PHPREDIS_SESSION:'": 0, "lifetime: 1h": 1} {
+			c, err := load(t, "listen: '"+yaml+"'\ntarget: redis://127.0.0.1\n"+key+"\n", nil, nil)
+			switch {
+			case want == "" && (err != nil || len(c.Warnings) != warnings):
+				t.Errorf("%s, %s: got %v, warnings %q, want %d", yaml, key, err, c.Warnings, warnings)
+			case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+				t.Errorf("%s: got %v, want %q", yaml, err, want)
+			}
+		}
+	}
+}
+
 // A SQL server has longer, unless it is said how long.
+func TestTheNameOfTheMasterIsTheTargets(t *testing.T) {
+	for yaml, want := range map[string]string{
+		plain: "",
+		"listen: redis://127.0.0.1:1\ntarget: redis-sentinel://s1,s2/sessions/0\n":                          "sessions",
+		"listen: redis://127.0.0.1:1\ntarget: redis-sentinel://s1,s2/sessions/0\nsentinel-master: others\n": "others",
+	} {
+		c, err := load(t, yaml, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Sites[0].SentinelMaster; got != want {
+			t.Errorf("%q: got %q, want %q", yaml, got, want)
+		}
+	}
+}
+
 func TestASQLServerHasFiveSeconds(t *testing.T) {
 	for yaml, want := range map[string][2]time.Duration{
 		"":                      {5 * time.Second, 15 * time.Second},
@@ -80,6 +119,39 @@ func TestASQLServerHasFiveSeconds(t *testing.T) {
 		if s := c.Sites[0]; s.Bound != want[0] || s.Hold != want[1] || s.Migrate.Times != migrate.DefaultTimes(want[0]) {
 			t.Errorf("%q: bound %v, hold %v, times %+v", yaml, s.Bound, s.Hold, s.Migrate.Times)
 		}
+	}
+}
+
+// From one Redis to another: to another server, another database, another prefix; two sites in one database.
+func TestAnOriginThatIsRedis(t *testing.T) {
+	for yaml, want := range map[string]struct {
+		database  int
+		targetKey string
+		warnings  int
+	}{
+		"origin: redis://old\ntarget: redis://new\norigin-key: 'a:'\n":                      {0, "a:", 0},
+		"origin: redis://h/3\ntarget: redis://h/4\norigin-key: 'a:'\n":                      {3, "a:", 1},
+		"origin: redis://h/3\ntarget: redis://h/4\ndatabase: 4\n":                           {4, "", 0},
+		"origin: redis://h\ntarget: redis://h\norigin-key: 'a:'\ntarget-key: 'b:'\n":        {0, "b:", 0},
+		"origin: 'redis://h?prefix=a:'\ntarget: 'redis://h?prefix=b:'\n":                    {0, "b:", 0},
+		"origin: redis+unix:///r.sock?prefix=a:&database=2\ntarget: redis+unix:///r.sock\n": {2, "", 1},
+	} {
+		c, err := load(t, "listen: redis://127.0.0.1:6400\n"+yaml, nil, nil)
+		if err != nil {
+			t.Errorf("%q: %v", yaml, err)
+			continue
+		}
+		if s := c.Sites[0]; s.Database != want.database || s.TargetKey != want.targetKey || len(c.Warnings) != want.warnings {
+			t.Errorf("%q: database %d, target-key %q, warnings %q; want %+v", yaml, s.Database, s.TargetKey, c.Warnings, want)
+		}
+	}
+	if _, err := load(t, `
+sites:
+  - {name: a, listen: 'redis://127.0.0.1:1', origin: 'redis://h', origin-key: 'a:', target: 'redis://h/1'}
+  - {name: b, listen: 'redis://127.0.0.1:2', origin: 'redis://h', origin-key: 'b:', target: 'redis://h/1'}
+  - {name: c, listen: 'redis://127.0.0.1:3', target: 'redis://h?prefix=c:'}
+`, nil, nil); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -222,14 +294,16 @@ func TestMistakes(t *testing.T) {
 		{name: "admin where a site listens", yaml: plain + "admin: 127.0.0.1:6400\n", want: "is where site default listens"},
 
 		{name: "origin and target in one place", yaml: plain + "origin: redis://localhost\n", want: "same store as the origin"},
+		{name: "two prefixes of one place that begin alike", yaml: plain + "origin: redis://localhost?prefix=a\ntarget-key: 'a:'\n", want: "begin alike"},
+		{name: "one prefix for both, by the client's", yaml: plain + "origin: redis://localhost\norigin-key: 'a:'\n", want: "begin alike"},
 		{name: "a hash tag in a prefix", yaml: plain + "origin-key: 'a{b}'\n", want: "in a Redis Cluster"},
 		{name: "a hash tag in the target's prefix", yaml: plain + "target-key: '}'\n", want: "in a Redis Cluster"},
 		{name: "a hash tag in the URL", yaml: "listen: redis://127.0.0.1:6400\ntarget: redis://h?prefix={\n", want: "prefix= has {"},
 		{name: "two prefixes", yaml: "listen: redis://127.0.0.1:6400\ntarget: redis://h?prefix=a\ntarget-key: b\n", want: "another prefix="},
 		{name: "our prefix", yaml: plain + "target-key: 'sessile:x'\n", want: "which is ours"},
 		{name: "an unknown store", yaml: "target: rediis://" + secret + "@h\n", want: "did you mean redis://?"},
-		{name: "a store of a later version", yaml: "target: redis-sentinel://:" + secret + "@h/m/0\n", want: "not in this version"},
-		{name: "cached", yaml: "origin: cached(memcached://h, mysql://" + secret + "@h/d)\n", want: "not in this version"},
+		{name: "a cache before no table", yaml: "origin: cached(memcached://h, mysql://" + secret + "@h/d)\n", want: "say which table it is"},
+		{name: "a cache that is none", yaml: "origin: cached(redis://:" + secret + "@h, mysql://h/d?preset=rt)\n", want: "the cache is memcached"},
 		{name: "a user without a password", yaml: "target: redis://somebody@h\n", want: "a user and no password"},
 		{name: "a password that breaks the URL", yaml: "target: redis://:" + secret + "%zz@h\n", want: "%40"},
 		{name: "a file store without a lifetime", yaml: plain + "origin: file:///srv/s\n", want: "needs a lifetime"},
@@ -239,7 +313,14 @@ func TestMistakes(t *testing.T) {
 		{name: "two sites of one name", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h/1'}\n- {name: a, listen: 'redis://127.0.0.1:2', target: 'redis://h/2'}\n", want: "name of two sites"},
 		{name: "two sites without names", yaml: "sites:\n- {listen: 'redis://127.0.0.1:1', target: 'redis://h/1'}\n- {listen: 'redis://127.0.0.1:2', target: 'redis://h/2'}\n", want: "needs a name"},
 		{name: "two sites with one origin", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h/1', origin: 'file:///s?lifetime=1s'}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h/2', origin: 'file:///s/?lifetime=1s'}\n", want: "origin of site a"},
+		{name: "two sites with one origin in Redis", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h/1', origin: 'redis://o?prefix=x'}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h/2', origin: 'redis://o', origin-key: xy}\n", want: "origin of site a"},
+		{name: "a site's origin that is another one's target", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h'}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h/2', origin: 'redis://h?prefix=y'}\n", want: "origin: is the target of site a"},
+		{name: "a site's target that is another one's origin", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h/1', origin: 'redis://h'}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h', target-key: y}\n", want: "target: is the origin of site a"},
 		{name: "two sites with keys that overlap", yaml: "sites:\n- {name: a, listen: 'redis://127.0.0.1:1', target: 'redis://h', target-key: 'x'}\n- {name: b, listen: 'redis://127.0.0.1:2', target: 'redis://h:6379/0', target-key: 'xy'}\n", want: "keys that begin like these"},
+		{name: "extra commands and an origin", yaml: plain + "origin: file:///srv/s?lifetime=1440s\nextra-commands: [HGETALL]\n", want: "without an origin"},
+		{name: "extra commands and no Redis", yaml: "listen: redis://127.0.0.1:6400\ntarget: memory://\nextra-commands: [HGETALL]\n", want: "needs a target that is Redis"},
+		{name: "extra commands and two prefixes", yaml: plain + "origin-key: 'a:'\ntarget-key: 'b:'\nextra-commands: [HGETALL]\n", want: "are to be the same"},
+		{name: "extra commands that list a Cluster", yaml: "listen: redis://127.0.0.1:6400\ntarget: redis-cluster://h:1\nextra-commands: [HGETALL, keys]\n", want: "one of its nodes"},
 		{name: "an access set of no Redis", yaml: "listen: redis://127.0.0.1:6400\ntarget: memory://\naccess-set: ALL\n", want: "needs a target that is Redis"},
 		{name: "an access set that is a lock", yaml: plain + "access-set: ALL_LOCK\n", want: "ends in _LOCK"},
 		{name: "an access set that is ours", yaml: plain + "access-set: 'sessile:x'\n", want: "which is ours"},
@@ -325,6 +406,8 @@ func TestWarnings(t *testing.T) {
 		want  string // "": none
 	}{
 		{"a password in a flag", nil, map[string][]string{"target": {"redis://:" + secret + "@h"}}, "--target has a password in it"},
+		{"a password in a flag, behind a cache", nil, map[string][]string{"target": {"redis://h"}, "origin": {"cached(memcached://h, mysql://u:" + secret + "@h/d?preset=rt&lifetime=1h)"}},
+			"--origin has a password in it"},
 		{"a user in a flag", nil, map[string][]string{"users": {"default:" + secret}}, "--users has a password in it"},
 		{"a password in the environment", []string{"SESSILE_TARGET=redis://:" + secret + "@h"}, nil, ""},
 		{"a variable that is none", []string{"SESSILE_TAGRET=x"}, nil, "did you mean SESSILE_TARGET?"},

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,25 +65,29 @@ var siteSettings = []Setting{
 	{"name", "default", "the site's name in logs, metrics and the admin API", true,
 		text("name", nameRule, func(_ *Config, s *Site) *string { return &s.Name })},
 	{"listen", "", "where clients connect: redis://host:port, redis+unix:///path?mode=0660&owner=user:group, " +
-		"redis+tls://host:port?cert=FILE&key=FILE&client_ca=FILE, fd://3 or fd://name for a socket of systemd", true,
+		"redis+tls://host:port?cert=FILE&key=FILE&client_ca=FILE, fd://3 or fd://name for a socket of systemd; for clients of memcached " +
+		"memcached://host:port?client=php-memcached&prefix=memc.sess.key., and memcached+unix, memcached+tls, memcached+fd", true,
 		list("listen URL", func(s *Site) *[]string { return &s.Listen })},
-	{"origin", "", "the store that sessions are moved away from: file:///var/lib/php/sessions?layout=php&lifetime=1440s", true,
+	{"origin", "", "the store that sessions are moved away from: file:///var/lib/php/sessions?layout=php&lifetime=1440s, mysql://..., postgres://..., redis://old:6379/0, memcached://h1:11211,h2:11211, cassandra://h1,h2:9042/keyspace, cached(memcached://..., mysql://...)", true,
 		storeURL(func(s *Site) *open.URL { return &s.Origin })},
-	{"target", "", "the store that sessions are moved to, or, without an origin, where they are: redis://127.0.0.1:6379/0", true,
+	{"target", "", "the store that sessions are moved to, or, without an origin, where they are: redis://127.0.0.1:6379/0, redis-sentinel://s1:26379,s2:26379,s3:26379/mymaster/0, redis-cluster://n1:6379,n2:6379", true,
 		storeURL(func(s *Site) *open.URL { return &s.Target })},
-	{"origin-key", "", "what the client puts before the session id and the origin does not have: PHPREDIS_SESSION:", true,
+	{"origin-key", "", "what the client puts before the session id: PHPREDIS_SESSION:. Files, tables, memcached and Cassandra do not have it; an origin that is Redis has, unless its URL says another prefix=", true,
 		text("text", keyRule, func(_ *Config, s *Site) *string { return &s.OriginKey })},
 	{"target-key", "", "what stands before the session id in the target; by default what the client puts there (origin-key)", true,
 		text("text", keyRule, func(_ *Config, s *Site) *string { return &s.TargetKey })},
 	{"workflow", "", "the name of the site's migration; by default the site's name", true,
 		text("name", nameRule, func(_ *Config, s *Site) *string { return &s.Migrate.Workflow })},
-	{"database", "", "the number that clients SELECT; by default the target's", true,
+	{"database", "", "the number that clients SELECT; by default that of the origin, if it is Redis, or the target's", true,
 		count(0, 1<<20, func(s *Site) *int { return &s.Database })},
+	{"sentinel-master", "", "the name that SENTINEL MASTERS lists, in which redis-py looks for the one it was given; to all else any name is right. By default the " +
+		"target's, or mymaster", true,
+		text("name", nameRule, func(_ *Config, s *Site) *string { return &s.SentinelMaster })},
 	{"users", "", "who may log in, as name:password, `default:password` for clients that send a password only; two passwords of one name during a rotation. " +
 		"Without users any password is accepted", true, users},
 	{"insecure", "false", "listen without users where others can reach us", true,
 		boolean(func(s *Site) *bool { return &s.Insecure })},
-	{"lifetime", "", "the lifetime of a session for which the client names none, and of session files whose URL names none; without it such a write is refused", true,
+	{"lifetime", "", "the lifetime of a session for which the client names none, of session files whose URL names none, and of sessions in a Redis, memcached or Cassandra origin that have no deadline; without it such a write is refused", true,
 		duration(time.Second, 100*365*24*time.Hour, func(_ *Config, s *Site) *time.Duration { return &s.Lifetime })},
 	{"sliding", "false", "a GET puts lifetime on the session anew, for clients that never name one", true,
 		boolean(func(s *Site) *bool { return &s.Sliding })},
@@ -91,6 +96,12 @@ var siteSettings = []Setting{
 	{"access-set", "", "the key, as clients send it, of the one sorted set that is served: that of access times of a hand-written handler (ALL_SESSIONS). It lies in " +
 		"the target under this name, whatever target-key says", true,
 		text("key", keyRule, func(_ *Config, s *Site) *string { return &s.AccessSet })},
+	{"extra-commands", "", "commands that go to the target as they are, where an application keeps its sessions in hashes (Spring Session: DEL EXISTS HGETALL HMSET " +
+		"PEXPIREAT RENAME) or an index in sets: see docs/clients.md. What they write cannot be moved, so a site with an origin has none", true,
+		list("command", func(s *Site) *[]string { return &s.ExtraCommands })},
+	{"critical", "create,delete", "the writes that are answered only when the replicas have them, where the target has some (redis-sentinel, redis-cluster): create (the first " +
+		"write of a session), delete, both, all or none", true,
+		text("list of words", criticalRule, func(_ *Config, s *Site) *string { return &s.Critical })},
 	{"hold", "10s", "how long a command waits for a store that is away before it fails; by default 15s where the origin is a SQL server", true,
 		duration(0, time.Minute, func(_ *Config, s *Site) *time.Duration { return &s.Hold })},
 	{"lock-wait", "5s", "how long a request for a lock waits for it", true,
@@ -168,6 +179,16 @@ func printableRule(v string) error {
 }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// criticalRule is for gateway.Site's Critical.
+func criticalRule(v string) error {
+	for word := range strings.SplitSeq(v, ",") {
+		if word := strings.TrimSpace(word); !slices.Contains([]string{"create", "delete", "all", "none"}, word) {
+			return fmt.Errorf("%q is none of create, delete, all, none", word)
+		}
+	}
+	return nil
+}
 
 func nameRule(v string) error {
 	if !nameForm.MatchString(v) {

@@ -252,6 +252,11 @@ func (w *world) startGateway() error {
 	w.engine = engine
 	w.closers = append(w.closers, func() { engine.Close() })
 	site.Store = engine
+	return w.serve(site)
+}
+
+// serve starts a gateway for a site, of which w.addr and w.server are then.
+func (w *world) serve(site gateway.Site) error {
 	server, err := gateway.New(site, gateway.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err

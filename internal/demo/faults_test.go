@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sessile/sessile/internal/gateway"
 	"github.com/sessile/sessile/internal/recorder"
 	"github.com/sessile/sessile/internal/testserver"
 	"github.com/sessile/sessile/migrate"
@@ -19,11 +20,13 @@ import (
 	"github.com/sessile/sessile/store/redis"
 )
 
-// newSite is the demo's site with two gateways on a Redis that the test can kill, restart and empty.
-func newSite(t *testing.T, server *testserver.RedisServer) *world {
+// newSite is the demo's site with two gateways, each with connections of its own, on the target at a URL, whose servers the
+// test can kill, restart and empty. The engines are as change has them.
+func newSite(t *testing.T, at string, change func(*migrate.Options)) *world {
 	t.Helper()
 	var out bytes.Buffer
-	w := &world{opt: Options{Visitors: 40, Err: &out}, began: time.Now(), redis: server.Addr, dir: shortTemp(t)}
+	w := &world{opt: Options{Visitors: 40, Err: &out}, began: time.Now(), dir: shortTemp(t)}
+	w.change = func(o *migrate.Options, _ *gateway.Site) { change(o) }
 	t.Cleanup(w.close)
 	sessions := filepath.Join(w.dir, "sessions")
 	if err := os.Mkdir(sessions, 0o700); err != nil {
@@ -33,18 +36,20 @@ func newSite(t *testing.T, server *testserver.RedisServer) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := url.Parse(server.URL() + "/0?prefix=" + url.QueryEscape(prefix))
+	u, err := url.Parse(at + "?prefix=" + url.QueryEscape(prefix))
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := redis.Open(t.Context(), u)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.origin, w.target = origin, target
-	w.closers = append(w.closers, func() { origin.Close(); target.Close() })
+	w.origin = origin
+	w.closers = append(w.closers, func() { origin.Close() })
 	var addrs []string
 	for range 2 {
+		target, err := redis.Open(t.Context(), u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.target = target
+		w.closers = append(w.closers, func() { target.Close() })
 		if err := w.startGateway(); err != nil {
 			t.Fatal(err)
 		}
@@ -54,17 +59,23 @@ func newSite(t *testing.T, server *testserver.RedisServer) *world {
 	phase := "test"
 	w.traffic.phase.Store(&phase)
 	w.through(shortLived(addrs...))
-	for range w.opt.Visitors {
-		id := newID()
-		w.traffic.members = append(w.traffic.members, id)
-		if !w.traffic.page(t.Context(), 0, visit{id: id, login: "user"}) {
-			t.Fatal("a login failed")
-		}
-	}
+	w.logIn(t)
 	if err := w.engine.Create(t.Context(), migrate.StepOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// logIn has all visitors log in.
+func (w *world) logIn(t *testing.T) {
+	t.Helper()
+	for i := range w.opt.Visitors {
+		id := newID()
+		w.traffic.members = append(w.traffic.members, id)
+		if !w.traffic.page(t.Context(), 0, visit{id: id, login: fmt.Sprint("user", i)}) {
+			t.Fatal("a login failed")
+		}
+	}
 }
 
 // shortLived is client with locks that end soon: one in Redis outlives the connection through which it was taken, as it
@@ -114,8 +125,9 @@ func TestTheTargetIsKilledUnderLoad(t *testing.T) {
 		{migrate.RampDown, "with its data, late", migrate.RampDown}, // later than every lease
 	} {
 		t.Run(tc.phase.String()+" "+tc.how, func(t *testing.T) {
+			t.Parallel()
 			server := testserver.Redis(t, testserver.Persistent())
-			w := newSite(t, server)
+			w := newSite(t, server.URL()+"/0", func(*migrate.Options) {})
 			(&site{world: w}).at(t, tc.phase)
 			if tc.phase == migrate.Sync {
 				(&site{world: w}).reconciled(t)
@@ -173,15 +185,16 @@ func TestTheTargetIsKilledUnderLoad(t *testing.T) {
 
 // In ramp-down an empty target is refused: stale sessions of the origin are never served without a person's word.
 func TestAnEmptyTargetInRampDownIsRefusedUntilSomebodyDecides(t *testing.T) {
+	t.Parallel()
 	server := testserver.Redis(t)
-	w := newSite(t, server)
+	w := newSite(t, server.URL()+"/0", func(*migrate.Options) {})
 	(&site{world: w}).at(t, migrate.RampDown)
 	server.Kill()
 	server.Restart()
 	h := client(w.addr)(0)
 	defer h.close()
 	for range 2 {
-		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		s, err := h.visit(ctx, visit{id: w.traffic.members[0]})
 		cancel()
 		if err == nil {

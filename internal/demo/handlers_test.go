@@ -47,8 +47,8 @@ func (s *servers) visit(ctx context.Context, v visit) (seen, error) {
 // at the end they talk to Redis themselves. Their pages do not lock sessions, so that no two pages of one are loaded at the
 // same time, but where all servers have a handler that does.
 func TestPHPHandlersMoveUnderLoad(t *testing.T) {
-	t.Run("to phpredis", func(t *testing.T) {
-		moveFromMySQL(t, destination{prefix: prefix, codec: "", locks: true, ini: func(addr string) map[string]string {
+	t.Run("behind memcached, to phpredis", func(t *testing.T) {
+		moveFromMySQL(t, destination{prefix: prefix, codec: "", locks: true, cached: true, ini: func(addr string) map[string]string {
 			return map[string]string{"session.save_handler": "redis", "session.save_path": "tcp://" + addr, "redis.session.locking_enabled": "1",
 				"redis.session.lock_retries": "500", "redis.session.lock_wait_time": "20000"}
 		}})
@@ -61,10 +61,11 @@ func TestPHPHandlersMoveUnderLoad(t *testing.T) {
 	})
 }
 
-// destination is the handler that a site moves to.
+// destination is the handler that a site moves to, and where it comes from.
 type destination struct {
 	prefix, codec string
 	locks, set    bool
+	cached        bool // memcached stands before the table that the site comes from
 	ini           func(addr string) map[string]string
 }
 
@@ -87,17 +88,28 @@ func moveFromMySQL(t *testing.T, d destination) {
 				ini[name] = value
 			}
 		}
-		f := testserver.FPM(t, testserver.FPMOptions{Ini: ini, Workers: workers, Extensions: []string{"pdo_mysql"}})
+		f := testserver.FPM(t, testserver.FPMOptions{Ini: ini, Workers: workers, Extensions: []string{"pdo_mysql", "memcached"}})
 		f.Script("page.php", page)
 		return fpm{f}
 	}
-	onMySQL := start(4, map[string]string{"session.save_path": "mysql:unix_socket=" + my.Socket + ";dbname=app", "auto_prepend_file": testdata(t, "mysql_handler.php")})
+	dsn, old := "mysql:unix_socket="+my.Socket+";dbname=app", "mysql_handler.php"
+	var caches []string
+	if d.cached {
+		for range 3 {
+			caches = append(caches, testserver.Memcached(t).Addr)
+		}
+		dsn, old = dsn+" "+strings.Join(caches, ","), "mysql_memcached_handler.php"
+	}
+	onMySQL := start(4, map[string]string{"session.save_path": dsn, "auto_prepend_file": testdata(t, old)})
 
 	w := &world{opt: Options{Visitors: 100}, began: time.Now()}
 	defer w.close()
 	origin := my.URL("app") + "?table=php_sessions&id=id&data=data&expires=access&expires_kind=last-access&lifetime=1440s&lazy=true"
 	if d.codec != "" {
 		origin += "&codec=" + d.codec
+	}
+	if d.cached {
+		origin = "cached(memcached://" + strings.Join(caches, ",") + "?client=memcached-object&prefix=sess_, " + origin + ")"
 	}
 	u, err := open.Parse(origin)
 	if err != nil {

@@ -118,6 +118,7 @@ func (c child) start(t *testing.T) (died <-chan error, end func()) {
 // A gateway is killed, really, at each arrow of each kind of operation in each phase, under load, and started again:
 // nobody is logged out or back in, and no acknowledged page is lost.
 func TestGatewayKilledAtEveryArrow(t *testing.T) {
+	t.Parallel()
 	arrows := map[migrate.Phase][]string{
 		migrate.Off:       {"write"},
 		migrate.DualWrite: {"write", "copy read", "copy"},

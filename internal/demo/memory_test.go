@@ -11,7 +11,7 @@ import (
 // A settled session costs Redis what phpredis alone would make it cost, in every phase: its value, and nothing else.
 func TestMemoryPerSession(t *testing.T) {
 	server := testserver.Redis(t)
-	w := newSite(t, server)
+	w := newSite(t, server.URL()+"/0", func(*migrate.Options) {})
 	for _, p := range []migrate.Phase{migrate.DualWrite, migrate.Sync, migrate.Live, migrate.RampDown, migrate.Complete} {
 		if p == migrate.Complete {
 			if err := w.engine.Complete(t.Context(), migrate.StepOptions{}); err != nil {

@@ -80,6 +80,23 @@ func (f fpm) visit(ctx context.Context, v visit) (s seen, err error) {
 	return seen{found: answer.Found, items: answer.Items, wrote: true}, nil
 }
 
+// newPHP starts one.
+func newPHP(t *testing.T, workers int, ini map[string]string) fpm {
+	t.Helper()
+	ini["session.gc_maxlifetime"] = "1440"
+	ini["session.gc_probability"] = "0"
+	ini["session.use_strict_mode"] = "0"
+	f := testserver.FPM(t, testserver.FPMOptions{Ini: ini, Workers: workers})
+	f.Script("page.php", page)
+	return fpm{f}
+}
+
+// onRedis is the configuration of a site with its sessions in Redis, by its own handler.
+func onRedis(addr string) map[string]string {
+	return map[string]string{"session.save_handler": "redis", "session.save_path": "tcp://" + addr,
+		"redis.session.locking_enabled": "1", "redis.session.lock_retries": "500", "redis.session.lock_wait_time": "20000"}
+}
+
 // The move of a real PHP site: 9 php-fpm processes, 200 sessions, several requests of one browser at once; half of the
 // servers on files while others use the gateway already, then all, every step of the ladder up and down and up again,
 // and at the end PHP on Redis directly.
@@ -89,19 +106,7 @@ func TestPHPSiteMovesUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := testserver.Redis(t)
-	start := func(workers int, ini map[string]string) fpm {
-		ini["session.gc_maxlifetime"] = "1440"
-		ini["session.gc_probability"] = "0"
-		ini["session.use_strict_mode"] = "0"
-		f := testserver.FPM(t, testserver.FPMOptions{Ini: ini, Workers: workers})
-		f.Script("page.php", page)
-		return fpm{f}
-	}
-	phpredis := func(addr string) map[string]string {
-		return map[string]string{"session.save_handler": "redis", "session.save_path": "tcp://" + addr,
-			"redis.session.locking_enabled": "1", "redis.session.lock_retries": "500", "redis.session.lock_wait_time": "20000"}
-	}
-	onFiles := start(4, map[string]string{"session.save_handler": "files", "session.save_path": sessions})
+	onFiles := newPHP(t, 4, map[string]string{"session.save_handler": "files", "session.save_path": sessions})
 
 	w := &world{opt: Options{Visitors: 200}, began: time.Now()}
 	defer w.close()
@@ -123,20 +128,14 @@ func TestPHPSiteMovesUnderLoad(t *testing.T) {
 	if err := w.startGateway(); err != nil {
 		t.Fatal(err)
 	}
-	onGateway := start(8, phpredis(w.addr))
+	onGateway := newPHP(t, 8, onRedis(w.addr))
 
 	w.traffic = &traffic{rec: recorder.New(), pace: 10 * time.Millisecond, times: map[string][]float64{}}
 	phase := "files"
 	first := phase
 	w.traffic.phase.Store(&first)
 	w.through(func(int) handler { return onFiles })
-	for i := range 200 {
-		id := newID()
-		w.traffic.members = append(w.traffic.members, id)
-		if !w.traffic.page(t.Context(), 0, visit{id: id, login: fmt.Sprint("user", i)}) {
-			t.Fatal("a login failed")
-		}
-	}
+	w.logIn(t)
 	visitors, leave := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { w.traffic.browse(visitors, 8) })
@@ -195,7 +194,7 @@ func TestPHPSiteMovesUnderLoad(t *testing.T) {
 
 	// Without the gateway: PHP's own handler finds every session where it would have put it.
 	enter("directly on Redis")
-	direct := start(4, phpredis(server.Addr))
+	direct := newPHP(t, 4, onRedis(server.Addr))
 	w.through(func(int) handler { return direct })
 	for _, id := range w.traffic.members {
 		if !w.traffic.page(t.Context(), 0, visit{id: id, add: "direct-" + id}) {

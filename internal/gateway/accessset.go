@@ -85,24 +85,12 @@ func (r *request) parseZAdd(args [][]byte) {
 	for ; len(rest) > 0; rest = rest[1:] {
 		var buf [8]byte
 		name := string(upper(buf[:0], rest[0]))
-		switch name {
-		case "NX":
-			r.only |= ifAbsent
-		case "XX":
-			r.only |= ifPresent
-		case "GT":
-			r.only |= ifLater
-		case "LT":
-			r.only |= ifEarlier
-		case "INCR":
-			incr = true
-		case "CH":
-		default:
-			name = ""
-		}
-		if name == "" {
+		cond := condition(name)
+		if cond == 0 && name != "INCR" && name != "CH" {
 			break
 		}
+		r.only |= cond
+		incr = incr || name == "INCR"
 		z.args = append(z.args, name)
 	}
 	switch {

@@ -3,7 +3,9 @@ package gateway
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,8 +24,11 @@ type command struct {
 	reply reply
 	local func(c *conn, args [][]byte)
 
+	first, last int // its keys, of one that is passed on
+
 	container bool   // has subcommands
 	free      bool   // allowed before login
+	always    bool   // allowed while the connection listens, see subscribe.go
 	refusal   string // why it is not served
 }
 
@@ -42,6 +47,7 @@ const (
 	opTake         // the value, and delete
 	opUnlock       // compare and delete, of a lock
 	opSorted       // of the access set
+	opPass         // see pass.go
 	opExec         // those since MULTI
 )
 
@@ -95,12 +101,15 @@ type request struct {
 	get     bool // SET: answer the old value
 	keep    bool // SET: keep the deadline
 
+	unsure bool // it may have been done: that is to be found out
+
 	absolute bool // EXPIRETIME and PEXPIRETIME
 	orNull   bool // unlock: null where the lock was not held
 
 	token string
 
-	sorted *sorted // a command about the access set
+	sorted *sorted  // a command about the access set
+	passed []string // one that is passed on, as it is
 }
 
 // only are the conditions of a write.
@@ -168,18 +177,18 @@ func newTable() map[string]*command {
 
 		{name: "AUTH", arity: -2, local: (*conn).auth, free: true},
 		{name: "HELLO", arity: -1, local: (*conn).hello, free: true},
-		{name: "QUIT", arity: -1, local: (*conn).quit, free: true},
-		{name: "RESET", arity: 1, local: (*conn).reset, free: true},
+		{name: "QUIT", arity: -1, local: (*conn).quit, free: true, always: true},
+		{name: "RESET", arity: 1, local: (*conn).reset, free: true, always: true},
 		{name: "SELECT", arity: 2, local: (*conn).selectDatabase},
-		{name: "PING", arity: -1, local: (*conn).ping},
+		{name: "PING", arity: -1, local: (*conn).ping, always: true},
 		{name: "ECHO", arity: 2, local: (*conn).echo},
 		{name: "ROLE", arity: 1, local: (*conn).role},
 		{name: "INFO", arity: -1, local: (*conn).info},
-		{name: "COMMAND", arity: -1, local: (*conn).emptyArray, container: true},
-		{name: "COMMAND|COUNT", arity: 2, local: (*conn).zero},
+		{name: "COMMAND", arity: -1, local: (*conn).commands, container: true},
+		{name: "COMMAND|COUNT", arity: 2, local: (*conn).commandCount},
 		{name: "COMMAND|DOCS", arity: -2, local: (*conn).emptyMap},
 		{name: "COMMAND|INFO", arity: -2, local: (*conn).commandInfo},
-		{name: "COMMAND|LIST", arity: -2, local: (*conn).emptyArray},
+		{name: "COMMAND|LIST", arity: -2, local: (*conn).commandList},
 		{name: "CONFIG", arity: -2, container: true},
 		{name: "CONFIG|GET", arity: -3, local: (*conn).emptyMap},
 		{name: "CLIENT", arity: -2, container: true},
@@ -198,9 +207,24 @@ func newTable() map[string]*command {
 		{name: "CLUSTER|NODES", arity: 2, local: (*conn).clusterNodes},
 		{name: "CLUSTER|INFO", arity: 2, local: (*conn).clusterInfo},
 		{name: "CLUSTER|MYID", arity: 2, local: (*conn).clusterID},
+		{name: "READONLY", arity: 1, local: (*conn).ok},
+		{name: "READWRITE", arity: 1, local: (*conn).ok},
+		{name: "ASKING", arity: 1, local: (*conn).ok},
+		// Before login, too: where only the data have a password, clients send their Sentinels none, and Redis::Fast cannot. It
+		// says nothing but the address that they have.
 		{name: "SENTINEL", arity: -2, container: true},
-		{name: "SENTINEL|GET-MASTER-ADDR-BY-NAME", arity: 3, local: (*conn).sentinelMaster},
-		{name: "SENTINEL|SENTINELS", arity: 3, local: (*conn).sentinels},
+		{name: "SENTINEL|GET-MASTER-ADDR-BY-NAME", arity: 3, local: (*conn).sentinelAddress, free: true},
+		{name: "SENTINEL|MASTERS", arity: 2, local: (*conn).sentinelMasters, free: true},
+		{name: "SENTINEL|MASTER", arity: 3, local: (*conn).sentinelMaster, free: true},
+		{name: "SENTINEL|SENTINELS", arity: 3, local: (*conn).sentinels, free: true},
+		{name: "SENTINEL|REPLICAS", arity: 3, local: (*conn).emptyArray, free: true},
+		{name: "SENTINEL|SLAVES", arity: 3, local: (*conn).emptyArray, free: true},
+		{name: "SENTINEL|MYID", arity: 2, local: (*conn).sentinelID, free: true},
+		{name: "SENTINEL|CKQUORUM", arity: 3, local: (*conn).quorum, free: true},
+		{name: "SUBSCRIBE", arity: -2, local: (*conn).subscribe, always: true},
+		{name: "PSUBSCRIBE", arity: -2, local: (*conn).psubscribe, always: true},
+		{name: "UNSUBSCRIBE", arity: -1, local: (*conn).unsubscribe, always: true},
+		{name: "PUNSUBSCRIBE", arity: -1, local: (*conn).punsubscribe, always: true},
 
 		// Redis hangs up at these: they are the beginning of an HTTP request.
 		{name: "POST", arity: -1, local: (*conn).foreign, free: true},
@@ -214,6 +238,36 @@ func newTable() map[string]*command {
 		}
 	}
 	return t
+}
+
+// served lists the commands that are served, without subcommands.
+func served(passed map[string]*command) (list []*command) {
+	for _, name := range slices.Sorted(maps.Keys(table)) {
+		cmd := table[name]
+		if p := passed[name]; p != nil {
+			cmd = p
+		}
+		if cmd.refusal == "" && !strings.ContainsAny(name, "|:") && name != "POST" {
+			list = append(list, cmd)
+		}
+	}
+	return list
+}
+
+// keys says where the keys stand among the arguments, from first to last, and 0 where there are none; movable: that is for
+// the arguments to say.
+func (c *command) keys() (first, last int, movable bool) {
+	switch c.op {
+	case opNone, opExec:
+		return 0, 0, false
+	case opUnlock:
+		return 0, 0, true
+	case opLoads, opExists, opDelete:
+		return 1, -1, false
+	case opPass:
+		return c.first, c.last, false
+	}
+	return 1, 1, false
 }
 
 const (
@@ -232,14 +286,13 @@ var refusals = []struct{ why, names string }{
 	{"sessions cannot be listed by clients", `KEYS SCAN RANDOMKEY DBSIZE`},
 	{"the only script served is the release of a lock", `EVAL_RO EVALSHA_RO FCALL FCALL_RO FUNCTION SCRIPT|DEBUG SCRIPT|FLUSH
 		SCRIPT|HELP SCRIPT|KILL`},
-	{"there is no publishing here", `PUBLISH PUBSUB PSUBSCRIBE PUNSUBSCRIBE SPUBLISH SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE
-		UNSUBSCRIBE`},
+	{"there is no publishing here", `PUBLISH PUBSUB SPUBLISH SSUBSCRIBE SUNSUBSCRIBE`},
 	{"the server is not administered through here", `ACL BGREWRITEAOF BGSAVE COMMAND|GETKEYS COMMAND|GETKEYSANDFLAGS
 		COMMAND|HELP CONFIG|HELP CONFIG|RESETSTAT CONFIG|REWRITE CONFIG|SET CLIENT|CACHING CLIENT|GETREDIR CLIENT|HELP
 		CLIENT|KILL CLIENT|LIST CLIENT|PAUSE CLIENT|REPLY CLIENT|TRACKING CLIENT|TRACKINGINFO CLIENT|UNBLOCK CLIENT|UNPAUSE
 		DEBUG FAILOVER FLUSHALL FLUSHDB LASTSAVE LATENCY LOLWUT MEMORY MODULE MONITOR PFDEBUG PFSELFTEST PSYNC REPLCONF
 		REPLICAOF SAVE SHUTDOWN SLAVEOF SLOWLOG SYNC TIME WAIT`},
-	{"this is one server with all slots", `ASKING READONLY READWRITE CLUSTER|ADDSLOTS CLUSTER|ADDSLOTSRANGE
+	{"this is one server with all slots", `CLUSTER|ADDSLOTS CLUSTER|ADDSLOTSRANGE
 		CLUSTER|BUMPEPOCH CLUSTER|COUNT-FAILURE-REPORTS CLUSTER|COUNTKEYSINSLOT CLUSTER|DELSLOTS CLUSTER|DELSLOTSRANGE
 		CLUSTER|FAILOVER CLUSTER|FLUSHSLOTS CLUSTER|FORGET CLUSTER|GETKEYSINSLOT CLUSTER|HELP CLUSTER|KEYSLOT CLUSTER|LINKS
 		CLUSTER|MEET CLUSTER|REPLICAS CLUSTER|REPLICATE CLUSTER|RESET CLUSTER|SAVECONFIG CLUSTER|SET-CONFIG-EPOCH
@@ -271,10 +324,15 @@ func lookup(args [][]byte) (cmd *command, fail string) {
 		}
 		cmd = sub
 	}
-	if cmd.arity > 0 && len(args) != cmd.arity || len(args) < -cmd.arity {
-		return cmd, "ERR wrong number of arguments for '" + strings.ToLower(cmd.name) + "' command"
+	return cmd, cmd.wrongArity(args)
+}
+
+// wrongArity is the error to answer where there are too few args or too many, else "".
+func (c *command) wrongArity(args [][]byte) string {
+	if c.arity > 0 && len(args) != c.arity || len(args) < -c.arity {
+		return "ERR wrong number of arguments for '" + strings.ToLower(c.name) + "' command"
 	}
-	return cmd, ""
+	return ""
 }
 
 // upper appends name in capitals, as far as buf has room: no command has a longer name.
@@ -421,22 +479,30 @@ func (r *request) parseGetEx(args [][]byte) {
 	}
 }
 
+// condition is what an option of EXPIRE and ZADD asks for, and 0 for anything else.
+func condition(option string) only {
+	switch option {
+	case "NX":
+		return ifAbsent
+	case "XX":
+		return ifPresent
+	case "GT":
+		return ifLater
+	case "LT":
+		return ifEarlier
+	}
+	return 0
+}
+
 func (r *request) parseExpire(args [][]byte) {
 	r.parseKey(args)
 	for _, a := range args[3:] {
-		switch strings.ToUpper(string(a)) {
-		case "NX":
-			r.only |= ifAbsent
-		case "XX":
-			r.only |= ifPresent
-		case "GT":
-			r.only |= ifLater
-		case "LT":
-			r.only |= ifEarlier
-		default:
+		cond := condition(strings.ToUpper(string(a)))
+		if cond == 0 {
 			r.fail = "ERR Unsupported option " + cText(a, len(a))
 			return
 		}
+		r.only |= cond
 	}
 	switch {
 	case r.only&ifAbsent != 0 && r.only != ifAbsent:
@@ -518,7 +584,10 @@ func (r *request) parseEval(args [][]byte) {
 func failure(err error) string {
 	outcome := store.OutcomeOf(err)
 	own, ours := errors.AsType[refusal](err)
+	refused, _ := errors.AsType[*store.RefusedError](err)
 	switch {
+	case refused != nil && refused.Reason == store.ReasonType:
+		return string(errWrongType)
 	case ours:
 		return string(own)
 	case errors.Is(err, errors.ErrUnsupported):

@@ -55,6 +55,13 @@ type conn struct {
 
 	multi *transaction // nil: none
 
+	memcached *memcached // nil: it speaks Redis
+
+	// hold and lockWait are the site's, or less where the client has less patience.
+	hold, lockWait time.Duration
+
+	channels, patterns []string // subscriptions
+
 	empty  int       // empty requests since the last command
 	active time.Time // the end of the last commands
 	began  time.Time // when the command that is still incomplete began; zero if there is none
@@ -85,6 +92,7 @@ func (c *conn) init(s *Server, io transport, id int64, local, remote net.Addr, c
 	c.s, c.io, c.id, c.local, c.remote, c.clock = s, io, id, local, remote, clock
 	c.opened, c.strange, c.active = now, now, now
 	c.proto, c.authenticated = 2, len(s.users) == 0
+	c.hold, c.lockWait = s.site.Hold, s.site.LockWait
 	c.in = make([]byte, 0, smallBuffer)
 }
 
@@ -139,13 +147,15 @@ func (c *conn) understand(args [][]byte) {
 	if c.s.hooks.Done != nil {
 		r.began = c.clock()
 	}
-	r.cmd, r.fail = lookup(args)
+	r.cmd, r.fail = c.s.lookup(args)
 	switch {
 	case r.fail != "" && r.cmd.op == opExec:
 		r.fail = textBecause + strings.TrimPrefix(r.fail, "ERR ")
 	case r.fail != "":
 	case !c.authenticated && !r.cmd.free:
 		r.fail = textNoAuth
+	case c.listening() && !r.cmd.always:
+		r.fail = "ERR Can't execute '" + strings.ToLower(r.cmd.name) + textListening
 	case r.cmd.refusal != "":
 		r.fail = r.cmd.refused()
 	default:
@@ -257,7 +267,9 @@ func (c *conn) due() time.Time {
 		due = c.strange.Add(l.Command)
 	case !c.began.IsZero():
 		due = c.began.Add(l.Command)
-	case l.Idle < 0:
+	case l.Idle < 0 || c.subscribed() || c.memcached != nil:
+		// Who waits for announcements has nothing to say. memcached closes no idle connections, and libmemcached takes the loss of one
+		// for a failure, in strict mode of a session.
 		due = due.Add(100 * 365 * 24 * time.Hour)
 	default:
 		due = due.Add(l.Idle)

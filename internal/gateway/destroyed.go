@@ -124,6 +124,7 @@ type reads struct {
 type found struct {
 	id    string
 	began uint64 // destroyed.now before the store was asked
+	sum   uint64 // Memory.Sum of what was read, or 0
 }
 
 const maxReads = 16
@@ -137,14 +138,14 @@ func (r *reads) index(id string) int {
 	return -1
 }
 
-func (r *reads) note(id string, began uint64) {
+func (r *reads) note(id string, began, sum uint64) {
 	switch i := r.index(id); {
 	case i >= 0:
-		r.found[i].began = began
+		r.found[i].began, r.found[i].sum = began, sum
 	case len(r.found) < maxReads:
-		r.found = append(r.found, found{id, began})
+		r.found = append(r.found, found{id, began, sum})
 	default:
-		r.found[r.next] = found{id, began}
+		r.found[r.next] = found{id, began, sum}
 		r.next = (r.next + 1) % maxReads
 	}
 }
@@ -161,4 +162,12 @@ func (r *reads) last(id string) (began uint64, ok bool) {
 		return r.found[i].began, true
 	}
 	return 0, false
+}
+
+// sum returns what stands for the value that was read last, or 0.
+func (r *reads) sum(id string) uint64 {
+	if i := r.index(id); i >= 0 {
+		return r.found[i].sum
+	}
+	return 0
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -21,6 +22,10 @@ type result struct {
 
 // exec runs r for c.
 func (s *Server) exec(c *conn, r *request) (res result) {
+	if r.unsure {
+		s.resolve(c, r, &res)
+		return res
+	}
 	switch r.cmd.op {
 	case opLoad:
 		res.value(s.load(c, r.keys[0]))
@@ -71,6 +76,8 @@ func (s *Server) exec(c *conn, r *request) (res result) {
 		s.release(c, r, &res)
 	case opSorted:
 		s.accessSet(r, &res)
+	case opPass:
+		s.pass(c, r, &res)
 	}
 	return res
 }
@@ -159,7 +166,10 @@ func (s *Server) load(c *conn, k key) (rec store.Record, err error) {
 	s.readable(err)
 	switch {
 	case err == nil:
-		c.reads.note(k.id, began)
+		c.reads.note(k.id, began, s.sum(rec.Data))
+		if len(rec.Data) > 0 {
+			s.known.note(k.id)
+		}
 		if s.site.SlidingWithoutTTL && s.touches.due(k.id, rec.Expires, time.Now()) {
 			// The session was read; that its deadline did not move is no reason to say otherwise.
 			ctx, cancel := context.WithTimeout(s.ctx, time.Second)
@@ -201,7 +211,12 @@ func (s *Server) exists(c *conn, k key) (there bool, err error) {
 	if errors.Is(k.err, errForeign) {
 		return true, nil // the site's prefix is configured wrongly, and nobody is to be logged out for that
 	}
-	if _, err = s.load(c, k); absent(err) {
+	_, err = s.load(c, k)
+	refused := (*store.RefusedError)(nil)
+	switch {
+	case errors.As(err, &refused): // it is there, and is no session
+		return true, nil
+	case absent(err):
 		return false, nil
 	}
 	return err == nil, err
@@ -243,6 +258,57 @@ func (s *Server) inspect(c *conn, r *request, res *result) {
 	}
 }
 
+// resolve finds out what became of a write of one session of which no answer came. What was not done is not done now: it
+// may be on its way.
+func (s *Server) resolve(c *conn, r *request, res *result) {
+	id, done := r.keys[0].id, false
+	memory := s.site.Store.(Memory) // of an Upstream: nobody else is asked on a loop
+	defer func() { memory.Resolved(res.err == nil) }()
+	look := func(do func(ctx context.Context) (bool, error)) {
+		if done, res.err = read(s, c, do); !done {
+			res.err = errUndone
+		}
+	}
+	switch r.cmd.op {
+	case opSave:
+		rec := store.Record{Data: r.data, Expires: r.expires}
+		look(func(ctx context.Context) (bool, error) { return memory.ResolveSave(ctx, id, rec) })
+		if began, guarded := c.reads.last(id); guarded {
+			if undo := s.undo(id, &rec); undo != nil {
+				s.overtaken(id, began, res.err, undo)
+			}
+		}
+	case opTouch: // twice is once
+		s.touch(c, r, res)
+		return
+	case opUnlock: // it releases nobody else's, and what it finds released was its own
+		if s.release(c, r, res); res.err == nil {
+			res.n = 1
+		}
+		return
+	case opDelete: // which is under way still for who comes meanwhile
+		look(func(ctx context.Context) (bool, error) { return memory.ResolveDelete(ctx, id) })
+		if s.destroyed.end(id, done, time.Now()); done {
+			c.reads.forget(id)
+			s.known.forget(id)
+		}
+	}
+	if done {
+		res.found, res.n = true, 1
+	}
+}
+
+// errUndone: what is there is not what was written.
+var errUndone = fmt.Errorf("no answer came, and it does not look done: %w", store.ErrUnknown)
+
+// sum stands for what was read, where somebody remembers it.
+func (s *Server) sum(data []byte) uint64 {
+	if s.recall == nil {
+		return 0
+	}
+	return s.recall.Sum(data)
+}
+
 // save is SET in all its forms but the lock.
 func (s *Server) save(c *conn, r *request, res *result) {
 	id := r.keys[0].id
@@ -266,7 +332,17 @@ func (s *Server) save(c *conn, r *request, res *result) {
 }
 
 func (s *Server) put(c *conn, id string, rec store.Record, cond store.Condition) error {
-	return s.update(c, id, func(ctx context.Context) error { return s.site.Store.Save(ctx, id, rec, cond) }, s.undo(id, &rec))
+	base := c.reads.sum(id)
+	err := s.update(c, id, func(ctx context.Context) error {
+		if base != 0 {
+			ctx = s.recall.Base(ctx, base)
+		}
+		return s.site.Store.Save(s.mark(ctx, id), id, rec, cond)
+	}, s.undo(id, &rec))
+	if err == nil && len(rec.Data) > 0 { // an empty one is a reservation: what makes it a session is still to come
+		s.known.note(id)
+	}
+	return err
 }
 
 // undo returns what removes rec again, nil where the store cannot.
@@ -285,44 +361,60 @@ const maxReplace = 4
 
 // replace is SET where what was there before matters: with GET, with KEEPTTL, and with a deadline that is over.
 func (s *Server) replace(c *conn, r *request, rec store.Record, res *result) {
-	id := r.keys[0].id
-	for range maxReplace {
-		old, err := s.look(c, id)
-		there := err == nil
-		if err != nil && !errors.Is(err, store.ErrAbsent) {
-			res.err = err
-			return
+	stays := false
+	err := s.revise(c, r.keys[0].id, func(old *store.Record) (*store.Record, error) {
+		*res = result{found: old != nil}
+		if old != nil {
+			res.data = old.Data
 		}
-		*res = result{data: old.Data, found: there}
-		if there && r.only&ifAbsent != 0 || !there && r.only&ifPresent != 0 {
-			res.found = there && r.get
-			return
-		}
-		cond := store.IfAbsent
-		if there {
-			cond = store.IfVersion(old.Version())
+		if stays = old != nil && r.only&ifAbsent != 0 || old == nil && r.only&ifPresent != 0; stays {
+			return old, nil
 		}
 		if r.keep {
 			rec.Expires = r.now.Add(s.site.Lifetime)
-			if there && !old.Expires.IsZero() {
+			if old != nil && !old.Expires.IsZero() {
 				rec.Expires = old.Expires
 			} else if s.site.Lifetime == 0 {
-				res.err = errNoLifetime
-				return
+				return nil, errNoLifetime
 			}
 		}
-		if r.keep || rec.Expires.After(r.now) {
-			err = s.put(c, id, rec, cond)
+		return &rec, nil
+	})
+	there := res.found
+	res.err = err
+	if stays {
+		res.found = there && r.get
+	} else {
+		res.found = err == nil && (there || !r.get)
+	}
+}
+
+// revise writes what next makes of the session as it is, nil where there is none. What has its deadline behind it is deleted;
+// old itself is left as it is.
+func (s *Server) revise(c *conn, id string, next func(old *store.Record) (*store.Record, error)) error {
+	for range maxReplace {
+		var old *store.Record
+		switch was, err := s.look(c, id); {
+		case err == nil:
+			old = &was
+		case !errors.Is(err, store.ErrAbsent):
+			return err
+		}
+		rec, err := next(old)
+		if err != nil || rec == old {
+			return err
+		}
+		cond := store.IfVersion(old.Version())
+		if rec != nil && rec.Expires.After(time.Now()) {
+			err = s.put(c, id, *rec, cond)
 		} else {
 			_, err = s.destroy(c, id, cond)
 		}
-		if err == nil || !errors.Is(err, store.ErrConflict) {
-			res.found = err == nil && (there || !r.get)
-			res.err = err
-			return
+		if !errors.Is(err, store.ErrConflict) {
+			return err
 		}
 	}
-	res.err = store.ErrConflict
+	return store.ErrConflict
 }
 
 func (s *Server) touch(c *conn, r *request, res *result) {
@@ -427,6 +519,8 @@ func (s *Server) remove(c *conn, k key) (existed bool, err error) {
 		return false, k.err
 	case !k.lock:
 		return s.destroy(c, k.id, store.Always)
+	case c.memcached != nil:
+		return s.letGo(c, k.id)
 	}
 	token, _, err := s.holder(c, k.id)
 	if err != nil {
@@ -441,11 +535,15 @@ func (s *Server) destroy(c *conn, id string, cond store.Condition) (existed bool
 	s.destroyed.begin(id)
 	defer func() { s.destroyed.end(id, done, time.Now()) }()
 	err = s.write(c, id, func(ctx context.Context) (err error) {
+		if s.critical.destroy {
+			ctx = store.Replicated(ctx)
+		}
 		existed, err = s.site.Store.Delete(ctx, id, cond)
 		return err
 	})
 	if done = err == nil; done {
 		c.reads.forget(id)
+		s.known.forget(id)
 	}
 	return existed, err
 }

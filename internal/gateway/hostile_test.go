@@ -188,8 +188,8 @@ func TestCommandsThatAreNotServed(t *testing.T) {
 		"SETRANGE k 536870911 x", "SETBIT k 4294967295 1", "APPEND k x", "INCR k",
 		"SETEX k 0 v", "EXPIRE k 9223372036854775807", "EXPIRE k 99999999999", "PERSIST k", "GETEX k PERSIST", "SET k v PXAT 9223372036854775807",
 		"MSET a", "MSET a b", "RENAME a b", "COPY a b",
-		"SUBSCRIBE x", "PSUBSCRIBE x", "PUBLISH __sentinel__:hello x", "MONITOR", "CLIENT TRACKING ON", "CLIENT KILL x", "CLIENT REPLY OFF", "CLIENT LIST",
-		"EXEC", "DISCARD", "WATCH k", "READONLY", "READWRITE", "ASKING", "CONFIG SET a b", "DEBUG SLEEP 10", "SHUTDOWN", "REPLICAOF a 1", "ACL LIST",
+		"SUBSCRIBE x", "SUBSCRIBE +switch-master x", "PSUBSCRIBE x", "PSUBSCRIBE __key*", "SSUBSCRIBE +sdown", "PUBLISH __sentinel__:hello x", "MONITOR", "CLIENT TRACKING ON", "CLIENT KILL x", "CLIENT REPLY OFF", "CLIENT LIST",
+		"EXEC", "DISCARD", "WATCH k", "CONFIG SET a b", "DEBUG SLEEP 10", "SHUTDOWN", "REPLICAOF a 1", "ACL LIST",
 		"SADD s a", "HSET h a b", "ZADD z 1 a", "LPUSH l a", "XADD x * a b", "SORT k", "OBJECT FREQ k", "WAIT 1 1", "CLUSTER MEET a 1", "COMMAND GETKEYS x",
 		"SENTINEL", "SENTINEL reset x",
 	} {
@@ -463,7 +463,7 @@ func FuzzConn(f *testing.F) {
 	f.Cleanup(func() { s.Close() })
 	f.Fuzz(func(t *testing.T, in []byte) {
 		ours, theirs := net.Pipe()
-		s.accept(theirs)
+		s.accept(theirs, nil)
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			ours.Write(in)

@@ -25,6 +25,7 @@ import (
 //	redis+tls://host:port?cert=FILE&key=FILE&client_ca=FILE   TLS 1.2 or later; the files are read again when they change
 //	redis+unix:///path?mode=0660&owner=user:group             mode 0660 and the process's own user by default
 //	fd://3, fd://name                                         inherited from systemd (LISTEN_FDS), with cert= ... also for TLS
+//	memcached://host:port?client=php-memcached&prefix=TEXT    and memcached+tls, memcached+unix, memcached+fd; see front
 func ListenURL(raw string) (net.Listener, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -43,33 +44,48 @@ func listen(u *url.URL) (l net.Listener, err error) {
 	if err := onlyKnown(u, q); err != nil {
 		return nil, err
 	}
+	protocol, transport, _ := strings.Cut(u.Scheme, "+")
+	var f *front
+	if protocol == "memcached" {
+		if f, err = newFront(q); err != nil {
+			return nil, err
+		}
+	}
 	var files *tlsFiles
-	if u.Scheme == "redis+tls" || q.Has("cert") || q.Has("key") {
+	if transport == "tls" || q.Has("cert") || q.Has("key") {
 		if files, err = loadTLS(q.Get("cert"), q.Get("key"), q.Get("client_ca")); err != nil {
 			return nil, err
 		}
 	}
 	switch u.Scheme {
-	case "redis", "redis+tls":
+	case "redis", "redis+tls", "memcached", "memcached+tls":
 		if u.Port() == "" {
 			return nil, errors.New("no port")
 		}
 		l, err = net.Listen("tcp", u.Host)
-	case "redis+unix":
+	case "redis+unix", "memcached+unix":
 		l, err = listenUnix(u.Path, q.Get("mode"), q.Get("owner"))
-	case "fd":
+	case "fd", "memcached+fd":
 		l, err = inherited(u.Host)
 	default:
-		err = errors.New("not a scheme we listen at: redis, redis+tls, redis+unix, fd")
+		err = errors.New("not a scheme we listen at: redis, redis+tls, redis+unix, memcached, memcached+tls, memcached+unix, memcached+fd, fd")
 	}
-	if err != nil || files == nil {
-		return l, err
+	if err != nil {
+		return nil, err
 	}
-	return &tlsListener{Listener: l, files: files, config: &tls.Config{GetConfigForClient: files.config}}, nil
+	if files != nil {
+		l = &tlsListener{Listener: l, files: files, config: &tls.Config{GetConfigForClient: files.config}}
+	}
+	if protocol == "memcached" {
+		l = &memcachedListener{l, f}
+	}
+	return l, nil
 }
 
 func onlyKnown(u *url.URL, q url.Values) error {
-	allowed := map[string]string{"redis": "", "redis+tls": "cert key client_ca", "redis+unix": "mode owner", "fd": "cert key client_ca"}
+	allowed := map[string]string{"redis": "", "redis+tls": "cert key client_ca", "redis+unix": "mode owner", "fd": "cert key client_ca",
+		"memcached": "client prefix", "memcached+tls": "client prefix cert key client_ca", "memcached+unix": "client prefix mode owner",
+		"memcached+fd": "client prefix cert key client_ca"}
 	for name := range q {
 		if !strings.Contains(" "+allowed[u.Scheme]+" ", " "+name+" ") {
 			return fmt.Errorf("unknown parameter %q", name)
@@ -78,9 +94,9 @@ func onlyKnown(u *url.URL, q url.Values) error {
 	switch {
 	case u.User != nil:
 		return errors.New("users belong to the site, not to the listener")
-	case u.Scheme != "redis+unix" && u.Path != "" && u.Path != "/":
+	case !strings.HasSuffix(u.Scheme, "+unix") && u.Path != "" && u.Path != "/":
 		return errors.New("a path says nothing here: the database is a property of the site")
-	case u.Scheme == "redis+unix" && u.Host != "":
+	case strings.HasSuffix(u.Scheme, "+unix") && u.Host != "":
 		return errors.New("three slashes are needed before the path")
 	}
 	return nil

@@ -59,7 +59,15 @@ func TestListenURL(t *testing.T) {
 		{"redis+unix://" + filepath.Join(dir, "a") + "?owner=nosuchuser", "owner"},
 		{"redis+unix://" + filepath.Join(dir, "a") + "?owner=:nosuchgroup", "owner"},
 		{"fd://3", "LISTEN_PID"},
-		{"memcached://127.0.0.1:0", "scheme"},
+		{"memcache://127.0.0.1:0", "scheme"},
+		{"memcached://127.0.0.1", "no port"},
+		{"memcached://127.0.0.1:0?client=pymemcache", "php-memcached or php-memcache"},
+		{"memcached://127.0.0.1:0?prefix=sessile:", "ours"},
+		{"memcached://127.0.0.1:0?prefix=a%20b", "blanks"},
+		{"memcached://127.0.0.1:0?mode=0660", "unknown parameter"},
+		{"memcached+tls://127.0.0.1:0", "cert and key"},
+		{"memcached+unix://relative/path", "three slashes"},
+		{"redis://127.0.0.1:0?client=php-memcached", "unknown parameter"},
 		{"://", "URL"},
 	} {
 		l, err := ListenURL(tc.url)
@@ -90,6 +98,7 @@ func TestUnixSocket(t *testing.T) {
 		gw := startOn(t, Site{Linger: -1}, Options{}, l)
 		gw.dial().want("+PONG\r\n", "PING")
 		gw.dial().want("-ERR This instance has cluster support disabled\r\n", "CLUSTER", "SLOTS")
+		gw.dial().want("-"+textNoSentinel+"\r\n", "SENTINEL", "MASTERS")
 		gw.Shutdown(t.Context())
 		if _, err := os.Stat(path); err == nil {
 			t.Error("the socket is left behind")

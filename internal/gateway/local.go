@@ -1,11 +1,9 @@
 package gateway
 
 import (
-	"crypto/sha1"
-	"encoding/hex"
+	"bytes"
 	"fmt"
-	"net"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +19,7 @@ func (c *conn) bulk(text string)   { c.out = resp.AppendBulkString(c.out, text) 
 func (c *conn) int(n int64)        { c.out = resp.AppendInt(c.out, n) }
 func (c *conn) array(n int)        { c.out = resp.AppendArrayLen(c.out, n) }
 func (c *conn) dict(n int)         { c.out = resp.AppendMapLen(c.out, n, c.proto) }
+func (c *conn) set(n int)          { c.out = resp.AppendSetLen(c.out, n, c.proto) }
 
 // text answers what RESP3 has a type for that says "for people to read".
 func (c *conn) text(s string) {
@@ -32,18 +31,21 @@ func (c *conn) text(s string) {
 }
 
 func (c *conn) ok([][]byte)         { c.simple("OK") }
-func (c *conn) zero([][]byte)       { c.int(0) }
 func (c *conn) emptyArray([][]byte) { c.array(0) }
 func (c *conn) emptyMap([][]byte)   { c.dict(0) }
 
 func (c *conn) ping(args [][]byte) {
-	switch len(args) {
-	case 1:
-		c.simple("PONG")
-	case 2:
-		c.echo(args)
-	default:
+	switch {
+	case len(args) > 2:
 		c.fail("ERR wrong number of arguments for 'ping' command")
+	case c.listening(): // where only messages are expected
+		c.array(2)
+		c.bulk("pong")
+		c.bulk(string(bytes.Join(args[1:], nil)))
+	case len(args) == 1:
+		c.simple("PONG")
+	default:
+		c.echo(args)
 	}
 }
 
@@ -62,6 +64,7 @@ func (c *conn) foreign([][]byte) {
 
 func (c *conn) reset([][]byte) {
 	c.proto, c.name, c.wrongDatabase = 2, "", false
+	c.channels, c.patterns = nil, nil
 	c.endMulti()
 	if c.authenticated { // whoever was not logged in gets no more time for it
 		c.authenticated, c.strange = len(c.s.users) == 0, time.Now()
@@ -208,9 +211,15 @@ func (c *conn) getName([][]byte) {
 
 func (c *conn) clientID([][]byte) { c.int(c.id) }
 
+// clientInfo has all of Redis' fields, since redis-py looks for some. What nobody counts is 0.
 func (c *conn) clientInfo([][]byte) {
-	c.text(fmt.Sprintf("id=%d addr=%s laddr=%s name=%s age=%d flags=N db=%s resp=%d\n", c.id, c.remote,
-		c.local, c.name, int(time.Since(c.opened).Seconds()), c.s.database, c.proto))
+	queued := -1
+	if c.multi != nil {
+		queued = len(c.multi.queue)
+	}
+	c.text(fmt.Sprintf("id=%d addr=%s laddr=%s fd=0 name=%s age=%d idle=0 flags=N db=%s sub=%d psub=%d ssub=0 multi=%d qbuf=0 qbuf-free=0 argv-mem=0 "+
+		"multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd=client|info user=default redir=-1 resp=%d\n", c.id, c.remote, c.local, c.name,
+		int(time.Since(c.opened).Seconds()), c.s.database, len(c.channels), len(c.patterns), queued, c.proto))
 }
 
 func (c *conn) onOff(args [][]byte) {
@@ -228,14 +237,59 @@ func (c *conn) role([][]byte) {
 	c.array(0)
 }
 
-func (c *conn) commandInfo(args [][]byte) {
-	c.array(len(args) - 2)
-	for range args[2:] {
-		c.out = resp.AppendNull(c.out, c.proto)
+// Clients of a Cluster ask which commands there are and where their keys stand; redis-py sends no other.
+
+func (c *conn) commandCount([][]byte) { c.int(int64(len(c.s.served))) }
+
+func (c *conn) commandList([][]byte) {
+	c.array(len(c.s.served))
+	for _, cmd := range c.s.served {
+		c.bulk(strings.ToLower(cmd.name))
 	}
 }
 
-// info answers what clients look for: ioredis loading, Moodle redis_version.
+func (c *conn) commands([][]byte) {
+	c.array(len(c.s.served))
+	for _, cmd := range c.s.served {
+		c.describe(cmd)
+	}
+}
+
+func (c *conn) commandInfo(args [][]byte) {
+	c.array(len(args) - 2)
+	for _, name := range args[2:] {
+		i := slices.IndexFunc(c.s.served, func(cmd *command) bool { return strings.EqualFold(cmd.name, string(name)) })
+		if i < 0 {
+			c.out = resp.AppendNull(c.out, c.proto)
+		} else {
+			c.describe(c.s.served[i])
+		}
+	}
+}
+
+// describe answers what COMMAND says of one, as far as clients look at it: name, arity, keys, and whether these have to be
+// looked for. Categories, tips, specifications of keys and subcommands are none.
+func (c *conn) describe(cmd *command) {
+	first, last, movable := cmd.keys()
+	c.array(10)
+	c.bulk(strings.ToLower(cmd.name))
+	c.int(int64(cmd.arity))
+	if movable {
+		c.set(1)
+		c.simple("movablekeys")
+	} else {
+		c.set(0)
+	}
+	c.int(int64(first))
+	c.int(int64(last))
+	c.int(int64(first)) // the step is 1 where there are keys
+	c.set(0)
+	for range 3 {
+		c.array(0)
+	}
+}
+
+// info answers what clients look for: ioredis loading and role, Moodle redis_version.
 func (c *conn) info(args [][]byte) {
 	_, port := c.address()
 	stats := c.s.Stats()
@@ -246,7 +300,7 @@ func (c *conn) info(args [][]byte) {
 		{"Persistence", "loading:0\r\n"},
 		{"Stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\n", stats.Accepted, stats.Commands)},
 		{"Replication", "role:master\r\nconnected_slaves:0\r\n"},
-		{"Cluster", "cluster_enabled:0\r\n"},
+		{"Cluster", fmt.Sprintf("cluster_enabled:%d\r\n", min(port, 1))}, // redis-py 4 goes by it
 	}
 	var b strings.Builder
 	for _, s := range sections {
@@ -285,106 +339,5 @@ func (c *conn) scriptExists(args [][]byte) {
 			n = 1
 		}
 		c.int(n)
-	}
-}
-
-// Cluster and Sentinel: a client that is configured for one is told that all there is lies at the address at which it
-// reached the gateway.
-
-// address is where the client reached us; host is "" on a unix socket.
-func (c *conn) address() (host string, port int) {
-	if a, ok := c.local.(*net.TCPAddr); ok {
-		return a.AddrPort().Addr().Unmap().WithZone("").String(), a.Port
-	}
-	return "", 0
-}
-
-// self returns the address and an id made of it, or answers what a Redis without Cluster does.
-func (c *conn) self() (host string, port int, id string, ok bool) {
-	host, port = c.address()
-	if host == "" {
-		c.fail("ERR This instance has cluster support disabled")
-		return "", 0, "", false
-	}
-	sum := sha1.Sum([]byte("sessile " + net.JoinHostPort(host, strconv.Itoa(port))))
-	return host, port, hex.EncodeToString(sum[:]), true
-}
-
-const lastSlot = 16383
-
-func (c *conn) clusterSlots([][]byte) {
-	if host, port, id, ok := c.self(); ok {
-		c.array(1)
-		c.array(3)
-		c.int(0)
-		c.int(lastSlot)
-		c.array(4)
-		c.bulk(host)
-		c.int(int64(port))
-		c.bulk(id)
-		c.array(0)
-	}
-}
-
-func (c *conn) clusterShards([][]byte) {
-	if host, port, id, ok := c.self(); ok {
-		c.array(1)
-		c.dict(2)
-		c.bulk("slots")
-		c.array(2)
-		c.int(0)
-		c.int(lastSlot)
-		c.bulk("nodes")
-		c.array(1)
-		c.dict(7)
-		for _, field := range [][2]string{{"id", id}, {"ip", host}, {"endpoint", host}, {"role", "master"}, {"health", "online"}} {
-			c.bulk(field[0])
-			c.bulk(field[1])
-		}
-		c.bulk("port")
-		c.int(int64(port))
-		c.bulk("replication-offset")
-		c.int(0)
-	}
-}
-
-func (c *conn) clusterNodes([][]byte) {
-	if host, port, id, ok := c.self(); ok {
-		c.text(fmt.Sprintf("%s %s:%d@%d myself,master - 0 0 1 connected 0-%d\n", id, host, port, port, lastSlot))
-	}
-}
-
-func (c *conn) clusterInfo([][]byte) {
-	if _, _, _, ok := c.self(); ok {
-		c.text("cluster_enabled:1\r\ncluster_state:ok\r\ncluster_slots_assigned:16384\r\ncluster_slots_ok:16384\r\n" +
-			"cluster_slots_pfail:0\r\ncluster_slots_fail:0\r\ncluster_known_nodes:1\r\ncluster_size:1\r\n" +
-			"cluster_current_epoch:1\r\ncluster_my_epoch:1\r\n")
-	}
-}
-
-func (c *conn) clusterID([][]byte) {
-	if _, _, id, ok := c.self(); ok {
-		c.bulk(id)
-	}
-}
-
-func (c *conn) sentinelMaster([][]byte) {
-	if host, port, _, ok := c.self(); ok {
-		c.array(2)
-		c.bulk(host)
-		c.bulk(strconv.Itoa(port))
-	}
-}
-
-// sentinels answers one Sentinel: us. Redis.pm takes the name for an address.
-func (c *conn) sentinels([][]byte) {
-	if host, port, id, ok := c.self(); ok {
-		c.array(1)
-		c.dict(4)
-		for _, field := range [][2]string{{"name", net.JoinHostPort(host, strconv.Itoa(port))}, {"ip", host},
-			{"port", strconv.Itoa(port)}, {"runid", id}} {
-			c.bulk(field[0])
-			c.bulk(field[1])
-		}
 	}
 }

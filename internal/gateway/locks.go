@@ -121,15 +121,10 @@ func (l *locks) took(id, token string, life time.Duration, c *conn, bound bool) 
 	h := &heldLock{token: token, by: c}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if bound {
-		h.conn = c
-		c.bound = append(slices.DeleteFunc(c.bound, func(id string) bool {
-			q := l.queues[id] // others may have released it
-			return q == nil || q.holder == nil || q.holder.conn != c
-		}), id)
-	}
 	q := l.queues[id]
-	q.asking, q.holder = false, h
+	if q.asking, q.holder = false, h; bound {
+		l.bind(id, q, c)
+	}
 	h.timer = time.AfterFunc(life, func() {
 		if l.drop(id, h) {
 			l.expire()
@@ -137,6 +132,24 @@ func (l *locks) took(id, token string, life time.Duration, c *conn, bound bool) 
 	})
 	l.held.Add(1)
 	c.holds.Add(1)
+}
+
+// bind lets the lock that c holds on id end with c. Callers hold mu.
+func (l *locks) bind(id string, q *queue, c *conn) {
+	q.holder.conn = c
+	c.bound = append(slices.DeleteFunc(c.bound, func(id string) bool {
+		q := l.queues[id] // others may have released it
+		return q == nil || q.holder == nil || q.holder.conn != c
+	}), id)
+}
+
+// givenUp notes that c is to end, since the session that it may have locked could not be read: its page has none.
+func (l *locks) givenUp(id string, c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.queues[id]; q != nil && q.holder != nil && q.holder.by == c {
+		l.bind(id, q, c)
+	}
 }
 
 // released notes that the lock that token had on id is gone from the store.
@@ -169,6 +182,16 @@ func (l *locks) drop(id string, h *heldLock) bool {
 	return true
 }
 
+// taken returns the token of the lock on id, and the connection of ours that has taken it, nil if none has.
+func (l *locks) taken(id string) (token string, by *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if q := l.queues[id]; q != nil && q.holder != nil {
+		return q.holder.token, q.holder.by
+	}
+	return "", nil
+}
+
 // boundTo returns the token of the lock on id if it is to end with c.
 func (l *locks) boundTo(id string, c *conn) (token string, ok bool) {
 	l.mu.Lock()
@@ -199,7 +222,8 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 	c.io.flush()
 	here, leave := context.WithCancel(s.ctx) // as long as the client is
 	defer leave()
-	ctx, cancel := context.WithTimeout(here, s.site.LockWait)
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(here, c.lockWait)
 	defer cancel()
 	stop := c.io.watch(leave)
 	if !s.locks.turn(ctx, id, c) {
@@ -216,10 +240,10 @@ func (s *Server) lock(c *conn, id, token string, life time.Duration) (bool, erro
 	if unavailable(err) && errors.Is(err, context.DeadlineExceeded) {
 		err = store.ErrLocked // the turn came when LockWait was over, and nobody was asked
 	}
-	if unavailable(err) && s.site.Hold > 0 {
+	if unavailable(err) && c.hold > 0 {
 		// That the store is away is not that somebody else has the lock: it is waited for as with any command.
 		s.count.held.Add(1)
-		hold, cancel := context.WithTimeout(here, s.site.Hold)
+		hold, cancel := context.WithDeadline(here, began.Add(c.hold))
 		defer cancel()
 		for pause := firstPause; unavailable(err) && sleep(hold, pause); pause = min(2*pause, lastPause) {
 			err = s.site.Store.Lock(hold, id, token, life)
@@ -263,6 +287,27 @@ func (s *Server) unlock(c *conn, id, token string) (held bool, err error) {
 		s.locks.released(id, token) // where nobody knows, the next one asks the store
 	}
 	return held, err
+}
+
+// closing is how long the end of a connection may take to be noticed.
+const closing = 100 * time.Millisecond
+
+// letGo releases the lock on id for c, which speaks memcached and cannot say which lock it means: the one that it has taken, and
+// never somebody else's. But libmemcached closes a connection at any failure, and comes with a new one for what is left to
+// do: the lock of a connection to memcached that has ended, or is just ending, is released, too.
+func (s *Server) letGo(c *conn, id string) (held bool, err error) {
+	token, by := s.locks.taken(id)
+	if by == nil || by != c && by.memcached == nil {
+		return false, nil
+	}
+	if by != c {
+		select {
+		case <-by.memcached.over:
+		case <-time.After(closing):
+			return false, nil
+		}
+	}
+	return s.unlock(c, id, token)
 }
 
 // release is EVAL and EVALSHA.

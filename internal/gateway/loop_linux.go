@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -30,12 +31,14 @@ const (
 
 // loop serves many connections in one goroutine: a turn takes what has come from all of them and from the store, sends
 // the store in one write what they ask for, and each of them in one write what it is answered. Clients that send one
-// command at a time are served with fewer packets and wake-ups than they would cost the store itself.
+// command at a time are served with fewer packets and wake-ups than they would cost the store itself. Of a store with
+// shards it has a connection to each, and each command goes where its key lies.
 //
 // Only what is one command of Redis goes this way, see uplink_linux.go. Everything else, and everything while the store
 // does not answer, is done by a goroutine just as a stream does it (hand), and meanwhile nothing else is done for that
 // connection. Commands of one connection are run and answered in their order: several are under way at a time only if
-// they are of one class; any other waits until none is.
+// they are of one class; any other waits until none is. Shards answer when they will: an answer whose turn has not come is
+// held.
 //
 // What a client has sent stays in its buffer until it is answered: a request that was certainly not executed is run again
 // by parsing it again (resume).
@@ -65,7 +68,10 @@ type loop struct {
 	dirty []*looped // those that there is something to send to, or to close
 	dead  []int     // descriptors to be closed at the end of the turn: until then events name them
 	spare [][]byte
-	up    uplink
+
+	ups     []*uplink
+	dialing sync.WaitGroup
+	upstream
 
 	current  *looped // whom a panic is put down to
 	sick     bool    // there was one
@@ -96,13 +102,15 @@ type looped struct {
 
 	inReady, inDirty bool
 
-	inflight int   // requests that the store has to answer
-	flying   int   // their bytes in the buffer, from kept on
-	class    class // of all of them
-	alone    bool  // nothing may be added to them
-	failed   []entry
-	byHand   bool // the next request does not go by the loop
-	weight   int  // what the next reply may well weigh
+	first, last *entry // the requests that are not answered, in their order
+	listed      int    // how many they are
+	flying      int    // their bytes in the buffer, from kept on
+	inflight    int    // those of them that the store has to answer
+	class       class  // of these
+	alone       bool   // nothing may be added to them
+	failed      int    // those that are to be run by hand
+	held        int    // bytes of answers to those whose turn has not come
+	weight      int    // what the next reply may well weigh
 
 	sent    int       // of out
 	pending int       // what out is charged with
@@ -124,8 +132,7 @@ func newLoop(s *Server) *loop {
 		return nil
 	}
 	l := &loop{s: s, store: up, now: time.Now(), epoll: -1, wakeFD: -1}
-	l.up.init(s.site.Limits.Value, maxValue, timeout)
-	l.up.unlock = []byte(up.UnlockScript())
+	l.upstream.init(up, s.site.Limits.Value, maxValue, timeout)
 	if err := l.open(); err != nil {
 		s.log.Error("no loop: every connection gets a goroutine", "error", err)
 		l.close()
@@ -160,12 +167,11 @@ func (l *loop) run() {
 	addProcessor(1)
 	defer addProcessor(-1)
 	defer context.AfterFunc(l.s.ctx, func() { l.post(func() { l.leaving = true }) })()
-	l.dial(0)
 	for !l.done() {
 		l.turn()
 	}
 	l.closeListeners()
-	l.up.dialing.Wait()
+	l.dialing.Wait()
 	l.close()
 }
 
@@ -181,7 +187,10 @@ func (l *loop) done() bool {
 }
 
 func (l *loop) close() {
-	for _, fd := range append(l.dead, l.up.fd, l.wakeFD, l.epoll) {
+	for _, u := range l.ups {
+		l.dead = append(l.dead, u.fd)
+	}
+	for _, fd := range append(l.dead, l.wakeFD, l.epoll) {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -228,19 +237,25 @@ func (l *loop) turn() {
 	for job := l.job(); job != nil; job = l.job() {
 		job()
 	}
-	l.follow()
-	l.replies()
+	for _, u := range l.ups {
+		l.follow(u)
+		l.replies(u)
+	}
 	if l.at == len(l.batch) {
 		l.batch, l.ready, l.at = l.ready, l.batch[:0], 0
 	}
-	for l.at < len(l.batch) && !l.up.full() {
+	for l.at < len(l.batch) {
 		c := l.batch[l.at]
 		l.at++
 		c.inReady = false
 		l.current = c
 		l.serve(c)
 	}
-	l.flushUp()
+	for _, u := range l.ups {
+		if l.flushUp(u); u.eof {
+			l.replies(u)
+		}
+	}
 	for len(l.dirty) > 0 {
 		c := l.dirty[len(l.dirty)-1]
 		l.dirty = l.dirty[:len(l.dirty)-1]
@@ -272,7 +287,9 @@ func (l *loop) recover() {
 	if c != nil {
 		l.drop(c)
 	}
-	l.fail()
+	for _, u := range l.ups {
+		l.fail(u)
+	}
 	if c != nil {
 		l.bury(c) // it may have been gone before
 	}
@@ -288,7 +305,7 @@ func (l *loop) watch(op, fd int, more uint32) error {
 
 func (l *loop) wait() {
 	timeout := 0
-	if (len(l.ready)+len(l.batch) == l.at || l.up.full()) && len(l.dirty) == 0 {
+	if len(l.ready)+len(l.batch) == l.at && len(l.dirty) == 0 {
 		timeout = int(max(0, time.Until(l.tick))/time.Millisecond) + 1
 	}
 	n, _ := unix.EpollWait(l.epoll, l.events[:], timeout)
@@ -298,12 +315,14 @@ func (l *loop) wait() {
 		case fd == l.wakeFD:
 			var b [8]byte
 			syscall.Read(fd, b[:])
-		case fd == l.up.fd:
-			l.up.readable = true
-			l.up.eof = l.up.eof || ev.Events&ends != 0
 		case fd < len(l.conns) && l.conns[fd] != nil:
 			l.event(l.conns[fd], ev.Events)
 		default:
+			if i := slices.IndexFunc(l.ups, func(u *uplink) bool { return u.fd == fd }); i >= 0 {
+				u := l.ups[i]
+				u.readable, u.eof = true, u.eof || ev.Events&ends != 0
+				continue
+			}
 			l.accept(fd)
 		}
 	}
@@ -380,7 +399,9 @@ func (l *loop) look() {
 	default:
 		l.tick = l.now.Add(tickTime)
 	}
-	l.probe()
+	for _, u := range l.ups {
+		l.probe(u)
+	}
 	l.accept(-1)
 	for _, c := range l.conns {
 		switch {
@@ -583,6 +604,11 @@ func (l *loop) bury(c *looped) {
 	}
 	c.buried = true
 	c.endMulti()
+	for c.first != nil {
+		l.unresolved(c.first)
+		l.free(l.take(c))
+	}
+	c.hold(-c.held)
 	c.charge(-c.room - c.pending)
 	c.room, c.pending = 0, 0
 	l.count--
@@ -707,26 +733,35 @@ func (l *loop) commands(c *looped) {
 		mark := c.pos
 		args, need, err := c.next()
 		if err == resp.ErrIncomplete {
-			if c.need, c.hungry = need, true; c.inflight == 0 {
+			if c.need, c.hungry = need, true; c.first == nil {
 				c.kept = c.pos // it may have skipped empty requests
 			}
 			return
 		}
-		var e entry
+		e := l.blank()
 		if err == nil {
 			c.understand(args)
-			e = l.plan(c)
+			l.plan(c, e)
 		}
-		if c.inflight > 0 && !l.joins(c, &e) {
+		if c.inflight > 0 && !l.joins(c, e) {
 			c.pos = mark // until they are answered
 			return
 		}
+		if e.class != byHand && !e.up.shard.Enter() { // it has to wait, which a loop does not
+			if c.inflight > 0 {
+				c.pos = mark
+				return
+			}
+			if e.class == locking {
+				l.s.locks.pass(e.id)
+			}
+			e.class = byHand
+		}
 		if e.class != byHand {
 			e.size = c.pos - c.kept - c.flying
-			l.send(c, &e)
+			l.send(c, e)
 			continue
 		}
-		c.byHand = false
 		l.soil(c)
 		if err != nil {
 			c.refuse(err)
@@ -734,8 +769,15 @@ func (l *loop) commands(c *looped) {
 			l.hand(c, c.exec)
 			return
 		}
-		c.kept, c.active = c.pos, l.now
+		l.settled(c)
 	}
+}
+
+// settled notes that the request of c is answered which was parsed last, and none before it is left.
+func (l *loop) settled(c *looped) {
+	c.kept, c.active = c.pos, l.now
+	l.settle(c)
+	c.pos = c.kept
 }
 
 // hand has a goroutine do what takes time for the request of c.
@@ -753,7 +795,7 @@ func (l *loop) hand(c *looped, do func() result) {
 				if l.current = c; done {
 					l.soil(c)
 					c.finish(&res)
-					c.kept, c.flying, c.active = c.pos, 0, l.now
+					l.settled(c)
 					l.schedule(c)
 				} else {
 					l.drop(c)

@@ -88,7 +88,7 @@ func (c *conn) execMulti() (res result) {
 	b, away := resp.AppendArrayLen(nil, len(queue)), false
 	for _, args := range queue {
 		r := &request{site: &c.s.site, began: time.Now()}
-		if r.cmd, r.fail = lookup(args); r.fail == "" {
+		if r.cmd, r.fail = c.s.lookup(args); r.fail == "" {
 			r.now = r.began
 			r.cmd.parse(r, args)
 		}

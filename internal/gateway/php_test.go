@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/url"
 	"slices"
 	"strconv"
@@ -155,19 +157,65 @@ func contents(all map[string]string) (list []string) {
 	return list
 }
 
-// rediscluster is told that everything lies at the gateway.
+// rediscluster, which is told that everything lies at the gateway, prints what it prints at a Cluster, and leaves there what
+// it leaves there. The gateway listens at all addresses.
 func TestPHPRedisClusterHandler(t *testing.T) {
-	php, r := testserver.PHP(t), testserver.Redis(t)
-	const prefix = "PHPREDIS_CLUSTER_SESSION:"
-	gw := start(t, redisSite(t, r, prefix, 0))
-	out := php.Run(`<?php session_id("a"); session_start(); $_SESSION["user"] = "alice"; session_write_close();
-		session_id("a"); session_start(); echo $_SESSION["user"];`, map[string]string{"session.save_handler": "rediscluster",
-		"session.save_path": "seed[]=" + gw.addr.String() + "&timeout=2&read_timeout=2", "session.use_cookies": "0"})
-	if out != "alice" {
-		t.Errorf("got %q", out)
-	}
-	if got := r.CLI("GET", prefix+"a"); got != `user|s:5:"alice";` {
-		t.Errorf("in Redis: %q", got)
+	php, behind := testserver.PHP(t), testserver.Redis(t)
+	direct := testserver.Cluster(t, testserver.ClusterOptions{Primaries: 2, Replicas: -1})
+	const begin = `<?php ob_start(); error_reporting(E_ALL); ini_set("display_errors", "1");
+		function page($id, $f) { session_id($id); $ok = session_start(); $r = $f(); session_status() == PHP_SESSION_ACTIVE && session_write_close();
+			echo "page $id: ", var_export($ok, true), " ", var_export($r, true), "\n"; }
+		function set($k, $v) { return function() use ($k, $v) { $_SESSION[$k] = $v; return $_SESSION; }; }
+		function get() { return function() { return $_SESSION; }; }
+		page("a", set("user", "alice")); page("b", set("b", "\r\n\0x")); page("a", get()); page("a", set("n", 7)); page("c", get());
+		page("b", function() { return session_destroy(); }); page("a", function() { session_regenerate_id(true); $_SESSION["id"] = "new"; return $_SESSION; });
+		page("a", get()); page("b", get());`
+	for _, tc := range []struct {
+		name, params, prefix string
+		ini                  map[string]string
+	}{
+		{name: "plain"},
+		{name: "with timeouts", params: "&timeout=2&read_timeout=2&failover=error"},
+		{name: "persistent", params: "&persistent=1"},
+		{name: "slots cached", ini: map[string]string{"redis.clusters.cache_slots": "1"}},
+		{name: "persistent, slots cached", params: "&persistent=1", ini: map[string]string{"redis.clusters.cache_slots": "1"}},
+		{name: "a prefix", params: "&prefix=APP1_", prefix: "APP1_"},
+		{name: "reads from replicas", params: "&failover=distribute"},
+		{name: "replicas if need be", params: "&failover=error"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			behind.Do("FLUSHALL")
+			site := redisSite(t, behind, cmp.Or(tc.prefix, "PHPREDIS_CLUSTER_SESSION:"), 0)
+			site.Insecure = true
+			l, err := net.Listen("tcp", "0.0.0.0:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			gw := startOn(t, site, Options{}, l)
+			_, port, _ := net.SplitHostPort(gw.addr.String())
+			run := func(seeds ...string) string {
+				ini := map[string]string{"session.save_handler": "rediscluster", "session.use_cookies": "0", "session.cache_limiter": "",
+					"session.save_path": "seed[]=" + strings.Join(seeds, "&seed[]=") + tc.params}
+				maps.Copy(ini, tc.ini)
+				return php.Run(begin, ini)
+			}
+			var nodes []string
+			there := map[string]string{}
+			for _, n := range direct.Nodes {
+				n.Do("FLUSHALL")
+				nodes = append(nodes, n.Addr)
+			}
+			want, got := run(nodes...), run("127.0.0.2:"+port)
+			if got != want || strings.Contains(want, "Warning") {
+				t.Errorf("PHP prints\n%swith a Cluster\n%s", got, want)
+			}
+			for _, n := range direct.Nodes {
+				maps.Copy(there, holds(n, 0))
+			}
+			if got, want := contents(holds(behind, 0)), contents(there); !slices.Equal(got, want) || len(want) < 3 {
+				t.Errorf("there lies\n%q\nwith a Cluster\n%q", got, want)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +11,7 @@ import (
 	"github.com/sessile/sessile/internal/testserver"
 )
 
-// The same commands to a real Redis and to a gateway over memory: the same bytes.
+// The same commands to a real Redis and to a gateway over memory: the same bytes, in both protocols.
 func TestRepliesAreThoseOfRedis(t *testing.T) {
 	real := testserver.Redis(t)
 	long := func(c string, n int) string { return strings.Repeat(c, n) }
@@ -75,13 +76,18 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 		{"HELLO 3", "MULTI", "GET nokey", "ZADD z 1.5 a", "ZSCORE z a", "EXEC"},
 		{"HELLO 3", "ZADD z 1 a 2.5 b", "ZSCORE z a", "ZSCORE z nobody", "ZADD z INCR 1 a", "ZADD z XX INCR 1 nobody", "ZRANGEBYSCORE z 0 9", "ZRANGEBYSCORE z 0 9 WITHSCORES", "ZRANGE z 0 -1 WITHSCORES",
 			"ZRANGE z 5 6 WITHSCORES", "ZCARD z"},
+		{"SUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUBSCRIBE +switch-master", "SUBSCRIBE +switch-master", "subscribe +sentinel", "GET k", "get", "FOO", "MULTI", "AUTH x", "HELLO 3",
+			"SELECT 0", "CLIENT SETNAME x", "CLIENT foo", "APPEND k v", "PING", "ping x", "PING x y", "PSUBSCRIBE *", "PSUBSCRIBE [-+]sdown", "UNSUBSCRIBE +sentinel", "UNSUBSCRIBE +sdown",
+			"UNSUBSCRIBE", "GET k", "PUNSUBSCRIBE *", "PUNSUBSCRIBE", "GET k", "SUBSCRIBE +odown", "RESET", "GET k", "PSUBSCRIBE +*", "QUIT"},
+		{"HELLO 3", "SUBSCRIBE +switch-master", "GET k", "PING", "PING x", "PSUBSCRIBE *", "CLIENT SETNAME x", "HELLO 2", "GET k", "PING", "RESET", "GET k"},
+		{"SUBSCRIBE +a -b", "PING", "PSUBSCRIBE +c +d", "PING", "UNSUBSCRIBE +a -b +a", "PING", "PING"}, // several answers each: those of the last are not read
 		{"FOO", "foo a b", "FOO " + long("a", 200) + " b", long("f", 200) + " x", "FOO " + long("x", 100) + " " + long("y", 100) + " z",
 			"FOO " + long("x", 127) + " y", "FOO " + long("x", 125) + " y z", "FOO a\r\nb", "FOO a\x00b c", "fo\x00o a", "FOO ", " a", "FOO \xff", "DELEX k IFEQ v", "DELIFEQ k v",
 			"HGETEX a", long("FO", 30), "GET\x00 k", "GET_ k", "CLIENT|ID", "CLIENT " + long("x", 200)},
 	}
 	sets := testserver.Redis(t)
 	site := Site{LockSuffix: "_LOCK", AccessSet: "z", Sets: redisSite(t, sets, "", 0).Store.(SortedSets)}
-	for _, cmds := range scripts {
+	for i, cmds := range slices.Concat(scripts, scripts) {
 		real.Do("FLUSHALL")
 		sets.Do("FLUSHALL")
 		real.Do("SCRIPT", "FLUSH")
@@ -92,26 +98,25 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 			t.Fatal(err)
 		}
 		theirs := newClient(t, nc)
+		if i >= len(scripts) { // once more, in the other protocol, in which who is subscribed may say anything
+			if strings.HasPrefix(cmds[0], "SUBSCRIBE") {
+				cmds = cmds[:3]
+			}
+			cmds = slices.Concat([]string{"HELLO 3"}, cmds)
+		}
 		for _, line := range cmds {
 			args := strings.Split(line, " ")
 			want, got := theirs.do(args...), ours.do(args...)
 			if got, want := steady(got), steady(want); got != want {
-				t.Errorf("%.80q after %.80q:\n got %q\nwant %q", line, cmds[0], got, want)
+				t.Errorf("%.80q after %.80q:\n got %q\nwant %q", line, cmds[:2], got, want)
 			}
 		}
 		theirs.close()
 		ours.close()
 	}
 	t.Run("the lock", func(t *testing.T) {
-		gw := start(t, Site{LockWait: time.Millisecond})
-		ours := gw.dial()
-		nc, err := net.Dial("tcp", real.Addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		theirs := newClient(t, nc)
-		real.Do("SCRIPT", "FLUSH")
-		for _, args := range [][]string{
+		const orNull = `if redis.call("get",KEYS[1]) == ARGV[1] then return redis.call("del",KEYS[1]) end`
+		cmds := [][]string{
 			{"SET", "k_LOCK", "a", "NX", "PX", "30000"}, {"SET", "k_LOCK", "b", "NX", "PX", "30000"}, {"GET", "k_LOCK"}, {"EXISTS", "k_LOCK"},
 			{"TYPE", "k_LOCK"}, {"STRLEN", "k_LOCK"}, {"TTL", "k_LOCK"}, {"TTL", "nokey_LOCK"}, {"GET", "nokey_LOCK"}, {"EXISTS", "nokey_LOCK"},
 			{"EVALSHA", sha, "1", "k_LOCK", "b"}, {"EVAL", script, "1", "k_LOCK", "b"}, {"EVALSHA", sha, "1", "k_LOCK", "b"}, {"GET", "k_LOCK"},
@@ -119,10 +124,22 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 			{"SETNX", "k_LOCK", "c"}, {"EXPIRE", "k_LOCK", "300"}, {"DEL", "k_LOCK"}, {"DEL", "k_LOCK"}, {"SET", "k_LOCK", "d", "ex", "30", "nx"},
 			{"EXPIRE", "k_LOCK", "-1"}, {"GET", "k_LOCK"}, {"SET", "k_LOCK", "d", "NX", "PX", "0"}, {"SET", "k_LOCK", "d", "NX", "PX", "x"}, {"EXPIRE", "k_LOCK", "10"},
 			{"SCRIPT", "LOAD", script}, {"EVAL", script + " ", "1", "k_LOCK", "a"},
-		} {
-			want, got := theirs.do(args...), ours.do(args...)
-			if got != want {
-				t.Errorf("%.80q: got %q, want %q", args, got, want)
+			{"EVAL", orNull, "1", "k_LOCK", "a"},
+		}
+		for _, proto := range []string{"2", "3"} {
+			real.Do("FLUSHALL")
+			real.Do("SCRIPT", "FLUSH")
+			ours := start(t, Site{LockWait: time.Millisecond}).dial()
+			nc, err := net.Dial("tcp", real.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			theirs := newClient(t, nc)
+			for _, args := range slices.Concat([][]string{{"HELLO", proto}}, cmds) {
+				want, got := theirs.do(args...), ours.do(args...)
+				if got, want := steady(got), steady(want); got != want {
+					t.Errorf("RESP%s, %.80q: got %q, want %q", proto, args, got, want)
+				}
 			}
 		}
 	})
@@ -137,7 +154,8 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 		theirs := newClient(t, nc)
 		for _, line := range []string{"GET k", "PING", "FOO a", "GET", "HELLO 3", "HELLO 4", "HELLO 3 AUTH default wrong", "CLIENT ID", "CLIENT FOO", "INFO",
 			"COMMAND", "ECHO x", "SELECT 0", "RESET", "AUTH wrong", "AUTH default wrong", "AUTH nobody secret", "PING", "AUTH secret", "PING", "AUTH default wrong",
-			"PING", "RESET", "PING", "AUTH default secret", "GET k", "RESET", "HELLO 3 AUTH default secret", "GET k", "QUIT"} {
+			"PING", "RESET", "PING", "AUTH default secret", "GET k", "RESET", "HELLO 3 AUTH default secret", "GET k", "RESET",
+			"HELLO 3 SETNAME a AUTH default wrong", "HELLO 3 SETNAME a AUTH default secret", "CLIENT GETNAME", "HELLO 4", "HELLO 2", "GET k", "QUIT"} {
 			args := strings.Split(line, " ")
 			want, got := theirs.do(args...), ours.do(args...)
 			if got, want := steady(got), steady(want); got != want {
@@ -152,3 +170,29 @@ func TestRepliesAreThoseOfRedis(t *testing.T) {
 func steady(reply string) string { return helloID.ReplaceAllString(reply, "id\r\n:N\r\n") }
 
 var helloID = regexp.MustCompile(`id\r\n:\d+\r\n`)
+
+// What is no string is answered as by Redis, whoever put it there. It is no sign that the store is away, so nobody waits for it.
+func TestAnotherType(t *testing.T) {
+	direct, behind := testserver.Redis(t), testserver.Redis(t)
+	nc, err := net.Dial("tcp", direct.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw := start(t, redisSite(t, behind, "", 0))
+	theirs, ours := newClient(t, nc), gw.dial()
+	for _, r := range []*testserver.RedisServer{direct, behind} {
+		for _, key := range []string{"h", "g", "i"} {
+			r.Do("HSET", key, "a", "1")
+		}
+	}
+	for line := range strings.SplitSeq("GET h,EXISTS h,STRLEN h,GETEX h,SET k v EX 100,GET k,GETDEL h,SET h v EX 100 GET,GETSET h v,"+
+		"EXPIRE h 100,SET h v EX 100 NX,SETEX h 100 v,GET h,DEL g,GET g,SET i v EX 10,GET i", ",") {
+		args := strings.Fields(line)
+		if want, got := theirs.do(args...), ours.do(args...); got != want {
+			t.Errorf("%s: got %q, want %q", line, got, want)
+		}
+	}
+	if n := gw.Stats(); n.Held != 0 {
+		t.Errorf("%d were held", n.Held)
+	}
+}

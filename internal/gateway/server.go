@@ -1,10 +1,13 @@
-// Package gateway serves a site's sessions to clients that speak Redis: listeners, connections and their end, the table
-// that turns commands into store calls, the order of those who wait for a lock.
+// Package gateway serves a site's sessions to clients that speak Redis or memcached: listeners, connections and their end,
+// the table that turns commands into store calls, the order of those who wait for a lock.
 //
 // Four walls, so that the layer of connections can change without the rest: command.go makes requests of bytes and asks
 // nobody; exec.go runs them over the store; render makes bytes of what came out; the two transports alone, stream and
 // looped, know that there are sockets and goroutines. What a client is answered when a store fails is chosen by what the
 // client does with it: failure in command.go, exists and write in exec.go.
+//
+// Memcached has bytes of its own, front.go and memcached.go, and shares the rest: what it names is the same sessions, and the
+// same locks.
 package gateway
 
 import (
@@ -12,6 +15,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"strconv"
@@ -32,6 +36,8 @@ type Server struct {
 	unauth   resp.Limits
 	auth     resp.Limits
 	users    credentials
+	served   []*command
+	passed   map[string]*command // by name
 	log      *slog.Logger
 	hooks    Hooks
 	started  time.Time
@@ -41,11 +47,15 @@ type Server struct {
 
 	destroyed *destroyed
 	locks     *locks
+	critical  critical
+	known     sightings
+	recall    Recall // nil where nobody remembers
 	scripts   scripts
 	touches   touches
 	blind     atomic.Bool // the last read failed
 	setAway   atomic.Bool // the last command about the access set failed
 	anybody   sync.Once   // to say that any password is accepted
+	stranger  sync.Once   // to say that a prefix may be configured wrongly
 	lastAlarm atomic.Int64
 	memory    atomic.Int64
 	count     counters
@@ -90,9 +100,18 @@ func New(site Site, opt Options) (*Server, error) {
 	if err := site.complete(); err != nil {
 		return nil, fmt.Errorf("gateway: site %q: %w", site.Name, err)
 	}
+	writes, err := parseCritical(site.Critical)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: site %q: %w", site.Name, err)
+	}
+	passed, err := passing(site.Passed)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: site %q: %w", site.Name, err)
+	}
 	s := &Server{
+		critical: writes, known: sightings{seed: maphash.MakeSeed(), off: !writes.create || writes.all},
 		site: site, database: strconv.Itoa(site.Database), users: newCredentials(site.Users),
-		auth: site.limits(true), unauth: site.limits(false),
+		auth: site.limits(true), unauth: site.limits(false), passed: passed, served: served(passed),
 		log: opt.Logger, hooks: opt.Hooks, started: time.Now(),
 		destroyed: newDestroyed(site.DestroyedMemory, 100_000),
 		touches:   touches{lifetime: site.Lifetime},
@@ -104,6 +123,9 @@ func New(site Site, opt Options) (*Server, error) {
 			c.io.hurry()
 		}
 	})
+	if r, ok := site.Store.(Recall); ok && r.Remembers() {
+		s.recall = r
+	}
 	s.ctx, s.giveUp = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -122,6 +144,7 @@ func (s *Server) Serve(l net.Listener) error {
 	if err := s.admit(l); err != nil {
 		return err
 	}
+	m, _ := l.(*memcachedListener)
 	s.mu.Lock()
 	if s.drain.Load() != 0 {
 		s.mu.Unlock()
@@ -138,15 +161,17 @@ func (s *Server) Serve(l net.Listener) error {
 		delete(s.listeners, l)
 		s.mu.Unlock()
 	}()
-	if err, done := loop.listen(l); done {
-		return err
+	if m == nil {
+		if err, done := loop.listen(l); done {
+			return err
+		}
 	}
 	var pause time.Duration
 	for {
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			s.accept(nc)
+			s.accept(nc, m)
 			continue
 		}
 		if s.drain.Load() != 0 {
@@ -171,6 +196,9 @@ func (s *Server) admit(l net.Listener) error {
 	if !tcp || addr.IP.IsLoopback() || len(s.users) > 0 || s.site.Insecure {
 		return nil
 	}
+	if m, ok := l.(*memcachedListener); ok {
+		l = m.Listener
+	}
 	if t, ok := l.(*tlsListener); ok && t.files.clientCA != "" {
 		return nil
 	}
@@ -178,16 +206,22 @@ func (s *Server) admit(l net.Listener) error {
 		"listen on a loopback address or a unix socket, or set insecure", addr)
 }
 
-func (s *Server) accept(nc net.Conn) {
+// accept serves nc, whose client speaks memcached if m is where it came.
+func (s *Server) accept(nc net.Conn, m *memcachedListener) {
 	var c *stream
-	if s.admitted(func(id int64) *conn { c = newStream(s, nc, id); return &c.conn }) {
+	if s.admitted(func(id int64) *conn {
+		if c = newStream(s, nc, id); m != nil {
+			c.speakMemcached(m.front)
+		}
+		return &c.conn
+	}) {
 		go func() {
 			defer s.ended(&c.conn)
 			c.serve()
 		}()
 		return
 	}
-	if _, ok := nc.(*tls.Conn); !ok { // whose handshake is not worth the wait
+	if _, ok := nc.(*tls.Conn); !ok && m == nil { // a handshake is not worth the wait, and an error is an empty session to PHP's memcached
 		nc.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		nc.Write(resp.AppendError(nil, textMaxConns))
 	}
@@ -210,6 +244,9 @@ func (s *Server) admitted(newConn func(id int64) *conn) bool {
 }
 
 func (s *Server) ended(c *conn) {
+	if c.memcached != nil {
+		close(c.memcached.over)
+	}
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.count.open.Add(-1)

@@ -47,6 +47,19 @@ type Site struct {
 	AccessSet string
 	Sets      SortedSets
 
+	// Passed are the names of commands that go to Passage as they are, see pass.go, which they then need. Whether that is
+	// right while sessions are moved is for the caller to say: it is not. The default is none.
+	Passed  []string
+	Passage Passage
+
+	// Critical names the writes that are answered only when the store's replicas have them, too (store.Replicated): create,
+	// delete, both with a comma, or all, but for those that only move a deadline. The default is none.
+	Critical string
+
+	// SentinelMaster is the name that SENTINEL MASTERS lists. Any name will do where a client asks for one, but redis-py
+	// looks for its own in this list. The default is "mymaster".
+	SentinelMaster string
+
 	// NoLoop gives every connection a goroutine of its own. Otherwise connections without TLS share a few, where the
 	// system is Linux and the store an Upstream.
 	NoLoop bool
@@ -120,6 +133,7 @@ func (s *Site) complete() error {
 		return errors.New("a duration is negative that must not be")
 	}
 	setDefault(&s.LockSuffix, "_LOCK")
+	setDefault(&s.SentinelMaster, "mymaster")
 	if s.KeyPattern == nil {
 		s.KeyPattern = printable
 	}
@@ -152,6 +166,8 @@ func (s *Site) complete() error {
 		return errors.New("SlidingWithoutTTL needs a Lifetime")
 	case s.AccessSet != "" && s.Sets == nil:
 		return errors.New("AccessSet needs Sets")
+	case len(s.Passed) > 0 && s.Passage == nil:
+		return errors.New("commands are passed on, and there is no Passage")
 	case s.Lifetime > maxLifetime:
 		return fmt.Errorf("a lifetime of %v", s.Lifetime)
 	case s.Hold > maxWait || s.LockWait > maxWait:
@@ -216,6 +232,11 @@ func (s *Site) key(raw []byte) key {
 		return key{err: errForeign}
 	}
 	id, lock := bytes.CutSuffix(id, []byte(s.LockSuffix))
+	return s.named(id, lock)
+}
+
+// named is the key of a session, or of its lock, whose id a client has named.
+func (s *Site) named(id []byte, lock bool) key {
 	if bytes.HasPrefix(id, []byte(reserved)) {
 		return key{err: errReserved}
 	}
@@ -265,7 +286,7 @@ type Hooks struct {
 
 // An Event is a command that was answered.
 type Event struct {
-	Command string        // its name as Redis writes it, in capitals, or "other": never what the client sent
+	Command string        // its name as Redis writes it, in capitals, or memcached, in small letters, or "other": never what the client sent
 	Outcome store.Outcome // OutcomeInvalid where it was refused
 	Took    time.Duration
 }

@@ -60,7 +60,12 @@ func (c *stream) serve() {
 		}
 	}
 	for {
-		need := c.commands()
+		need := 0
+		if c.memcached != nil {
+			need = c.memcachedRequests()
+		} else {
+			need = c.commands()
+		}
 		if !c.flush() || c.closing {
 			return
 		}

@@ -20,14 +20,14 @@ func patienceOf(hold time.Duration) time.Duration {
 	return hold
 }
 
-// wait runs f until the store answers, for at most Hold. again says which errors may be tried once more.
+// wait runs f until the store answers, for at most as long as c is to be held. again says which errors may be tried once more.
 func (s *Server) wait(c *conn, f func(ctx context.Context) error, again func(error) bool) error {
 	// A store may hold an operation by itself, as the engine does while the target is away: it, too, does so for as
 	// long as we say.
-	ctx, cancel := context.WithTimeout(s.ctx, patienceOf(s.site.Hold))
+	ctx, cancel := context.WithTimeout(s.ctx, patienceOf(c.hold))
 	defer cancel()
 	err := f(ctx)
-	if err == nil || !again(err) || errors.Is(err, errors.ErrUnsupported) || s.site.Hold < 0 {
+	if err == nil || !again(err) || errors.Is(err, errors.ErrUnsupported) || c.hold < 0 {
 		return err
 	}
 	s.count.held.Add(1)

@@ -20,11 +20,21 @@ const (
 	Flock                       // files are read and written under flock
 	Seal                        // without a lease the origin's seal decides, and writes to the origin carry it
 	Memory                      // a target that has forgotten what it had answered is not gone on with
+
+	// What is put back where a new primary lacks it:
+
+	Older   // only over what is known to be older
+	Gone    // onto nothing only where no delete has left its marker
+	Settled // and when all gateways have put their deletes back
+	Late    // and not when the marker may be over
+	Again   // who has left something looks again when others have put something back
+	Meet    // a gateway begins when the others know of it
+	Still   // the clock of what is remembered stands still while nobody confirms the primary
 )
 
 // All lists the guards by name.
 var All = map[string]Guard{"intent": Intent, "commit check": Commit, "fence": Fence, "drain": Drain,
-	"reconcile": Reconcile, "touch rule": Touch, "flock": Flock, "seal": Seal, "memory": Memory}
+	"reconcile": Reconcile, "touch rule": Touch, "flock": Flock, "seal": Seal, "memory": Memory, "older": Older, "gone": Gone, "settled": Settled, "late": Late, "again": Again, "meet": Meet, "still": Still}
 
 var off atomic.Uint32
 

@@ -49,6 +49,22 @@ func AppendMapLen(b []byte, n, proto int) []byte {
 	return appendLen(b, '*', 2*n)
 }
 
+// AppendSetLen begins a set: n elements follow. RESP2 has no sets and gets an array.
+func AppendSetLen(b []byte, n, proto int) []byte {
+	if proto >= 3 {
+		return appendLen(b, '~', n)
+	}
+	return appendLen(b, '*', n)
+}
+
+// AppendPushLen begins a message that is no reply: n elements follow. RESP2 gets an array.
+func AppendPushLen(b []byte, n, proto int) []byte {
+	if proto >= 3 {
+		return appendLen(b, '>', n)
+	}
+	return appendLen(b, '*', n)
+}
+
 // AppendRequest writes a request.
 func AppendRequest(b []byte, args ...[]byte) []byte {
 	b = AppendArrayLen(b, len(args))

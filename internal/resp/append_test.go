@@ -25,6 +25,10 @@ func TestAppend(t *testing.T) {
 		{"array", string(AppendArrayLen(nil, 12)), "*12\r\n"},
 		{"map in RESP2", string(AppendMapLen(nil, 6, 2)), "*12\r\n"},
 		{"map in RESP3", string(AppendMapLen(nil, 6, 3)), "%6\r\n"},
+		{"set in RESP2", string(AppendSetLen(nil, 3, 2)), "*3\r\n"},
+		{"set in RESP3", string(AppendSetLen(nil, 3, 3)), "~3\r\n"},
+		{"message in RESP2", string(AppendPushLen(nil, 3, 2)), "*3\r\n"},
+		{"message in RESP3", string(AppendPushLen(nil, 3, 3)), ">3\r\n"},
 		{"request", string(AppendRequest(nil, []byte("GET"), []byte("k"))), "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"},
 		{"request of strings", string(AppendRequestStrings(nil, "GET", "")), "*2\r\n$3\r\nGET\r\n$0\r\n\r\n"},
 	} {

@@ -122,25 +122,29 @@ func phpLibrary(script, name, folder string) func(testing.TB, string) *exec.Cmd 
 	}
 }
 
-func node(t testing.TB, url string) *exec.Cmd {
+func node(t testing.TB, url string) *exec.Cmd { return nodeScript(t, "express.js", url) }
+
+func nodeScript(t testing.TB, script string, args ...string) *exec.Cmd {
 	bin, _ := exec.LookPath("node")
 	testserver.Need(t, "nodejs", bin != "")
 	modules := fetch(t, "npm", "node", []string{"package.json", "package-lock.json"}, func(dir string) *exec.Cmd {
 		return exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit-lockfile-registry-resolved", "--prefix", dir)
 	})
-	cmd := exec.Command(bin, filepath.Join(here(), "node", "express.js"), url)
+	cmd := exec.Command(bin, append([]string{filepath.Join(here(), "node", script)}, args...)...)
 	cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(modules, "node_modules"))
 	return cmd
 }
 
-func python(t testing.TB, url string) *exec.Cmd {
+func python(t testing.TB, url string) *exec.Cmd { return pythonScript(t, "django_app.py", url) }
+
+func pythonScript(t testing.TB, script string, args ...string) *exec.Cmd {
 	bin, _ := exec.LookPath("python3")
 	testserver.Need(t, "python3", bin != "")
 	packages := fetch(t, "pip", "python", []string{"requirements.txt"}, func(dir string) *exec.Cmd {
 		return exec.Command(bin, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes",
 			"--target", dir, "--requirement", filepath.Join(dir, "requirements.txt"))
 	})
-	cmd := exec.Command(bin, filepath.Join(here(), "python", "django_app.py"), url)
+	cmd := exec.Command(bin, append([]string{filepath.Join(here(), "python", script)}, args...)...)
 	cmd.Env = append(os.Environ(), "PYTHONPATH="+packages, "PYTHONDONTWRITEBYTECODE=1")
 	return cmd
 }
@@ -155,13 +159,15 @@ func perl(t testing.TB, url string) *exec.Cmd {
 	return exec.Command(bin, filepath.Join(here(), "perl", "browseable.pl"), url)
 }
 
-func scs(t testing.TB, url string) *exec.Cmd {
-	built := fetch(t, "the Go module proxy", "scs", []string{"go.mod", "go.sum", "main.go"}, func(dir string) *exec.Cmd {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "scs"), ".")
-		cmd.Dir = filepath.Join(here(), "scs")
+func scs(t testing.TB, url string) *exec.Cmd { return goProgram(t, "scs", url) }
+
+func goProgram(t testing.TB, name string, args ...string) *exec.Cmd {
+	built := fetch(t, "the Go module proxy", name, []string{"go.mod", "go.sum", "main.go"}, func(dir string) *exec.Cmd {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), ".")
+		cmd.Dir = filepath.Join(here(), name)
 		return cmd
 	})
-	return exec.Command(filepath.Join(built, "scs"), url)
+	return exec.Command(filepath.Join(built, name), args...)
 }
 
 // step is what a library is asked, and answer what it says to it; each is a line of JSON.

@@ -40,7 +40,9 @@ func MariaDB(t testing.TB, args ...string) *MariaDBServer {
 	defer cancel()
 	args = append([]string{"--no-defaults", "--datadir=" + s.Data(), "--auth-root-authentication-method=normal", "--skip-test-db",
 		"--innodb-log-file-size=16M"}, s.asUser()...)
-	if out, err := exec.CommandContext(ctx, install, args...).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, install, args...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+s.dir) // whoever starts a mariadbd removes what others have in its folder for temporary tables
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("testserver: mariadb-install-db: %v\n%s", err, out)
 	}
 	s.begin(func() {

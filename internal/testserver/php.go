@@ -23,12 +23,13 @@ type PHPBinary struct {
 	dir string
 }
 
-// PHP finds the PHP of this machine. Its sessions go to a folder of the test where the ini settings do not say otherwise.
-func PHP(t testing.TB) PHPBinary {
+// PHP finds the PHP of this machine, with the further extensions that are named. Its sessions go to a folder of the test where the
+// ini settings do not say otherwise.
+func PHP(t testing.TB, extensions ...string) PHPBinary {
 	t.Helper()
 	p := PHPBinary{t: t, Path: find("php", "php[0-9]*")}
 	Need(t, "php-cli", p.Path != "")
-	needExtensions(t, "php-cli", p.Path)
+	needExtensions(t, "php-cli", p.Path, extensions...)
 	p.dir = tempDir(t)
 	return p
 }

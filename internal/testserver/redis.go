@@ -15,20 +15,23 @@ import (
 	"time"
 )
 
-// RedisServer is a Redis server that belongs to one test. Its methods fail the test when they cannot do what they say.
+// RedisServer is a Redis server, or a Sentinel, that belongs to one test. Its methods fail the test when they cannot do what they say.
 // Stop, Kill, Pause and Resume may be called while other goroutines use the server.
 type RedisServer struct {
 	server
 
-	Addr    string // "127.0.0.1:port"; stays the same over Restart
+	Addr    string // "127.0.0.1:port", or the host's address with On; stays the same over Restart
 	Socket  string // path of the unix socket
-	TLSAddr string // "127.0.0.1:port" with WithTLS, else ""
+	TLSAddr string // as Addr with WithTLS, else ""
 	CAFile  string // certificate that signed the server's, with WithTLS
 
 	bin            string
 	user, password string
 	persistent     bool
 	tls            bool
+	certs          certFiles // of a set's servers, which trust each other; else made by configure
+	sentinel       bool      // it is a Sentinel
+	host           *Host     // nil: this machine
 	conf           []string
 }
 
@@ -46,13 +49,23 @@ func WithConf(lines ...string) RedisOption {
 	return func(s *RedisServer) { s.conf = append(s.conf, lines...) }
 }
 
-// WithTLS adds a TLS port, with a certificate for 127.0.0.1 and localhost. Clients need none.
+// On starts the server on a host. Do, Try and CLI reach it there whatever becomes of the host's cable.
+func On(h *Host) RedisOption { return func(s *RedisServer) { s.host = h } }
+
+// inTurn starts the i-th server of a set on its host.
+func (s *RedisServer) inTurn(hosts []*Host, i int) {
+	if len(hosts) > 0 {
+		s.host = hosts[i%len(hosts)]
+	}
+}
+
+// WithTLS adds a TLS port, with a certificate for its address and localhost. Clients need none.
 func WithTLS() RedisOption { return func(s *RedisServer) { s.tls = true } }
 
 // Persistent makes the server keep every acknowledged write over Kill and Restart (append-only file, fsync always).
 func Persistent() RedisOption { return func(s *RedisServer) { s.persistent = true } }
 
-// Redis starts a Redis server on 127.0.0.1 that keeps nothing on disk, and stops it after the test.
+// Redis starts a Redis server, on 127.0.0.1 if not told otherwise, that keeps nothing on disk, and stops it after the test.
 func Redis(t testing.TB, opts ...RedisOption) *RedisServer {
 	t.Helper()
 	s := &RedisServer{bin: find("redis-server")}
@@ -69,7 +82,7 @@ func Redis(t testing.TB, opts ...RedisOption) *RedisServer {
 	return s
 }
 
-// URL returns the address as redis://[user:password@]127.0.0.1:port.
+// URL returns the address as redis://[user:password@]host:port.
 func (s *RedisServer) URL() string {
 	u := url.URL{Scheme: "redis", Host: s.Addr}
 	if s.password != "" {
@@ -125,7 +138,8 @@ func (s *RedisServer) CLI(args ...string) string {
 }
 
 // Do sends one command on a connection of its own and returns the reply: string, int64, nil, or []any of these and
-// ErrorReply. No answer and an error for an answer fail the test; see Try.
+// ErrorReply. No answer and an error for an answer fail the test; see Try. WAIT says nothing here: it is about writes of
+// its own connection.
 func (s *RedisServer) Do(args ...string) any {
 	s.t.Helper()
 	reply, err := s.Try(args...)
@@ -141,6 +155,14 @@ func (s *RedisServer) Try(args ...string) (any, error) {
 	return respCall("unix", s.Socket, s.user, s.password, args)
 }
 
+// peerAddr is where the other servers of a set, and its clients, find this one.
+func (s *RedisServer) peerAddr() string {
+	if s.tls {
+		return s.TLSAddr
+	}
+	return s.Addr
+}
+
 // Data is the folder of the server's data files.
 func (s *RedisServer) Data() string { return s.dataDir() }
 
@@ -151,10 +173,14 @@ func (s *RedisServer) confPath() string { return filepath.Join(s.dir, "redis.con
 func (s *RedisServer) configure() {
 	s.t.Helper()
 	port := freePort(s.t)
-	s.Addr = fmt.Sprintf("127.0.0.1:%d", port)
+	ip, protected := "127.0.0.1", "yes"
+	if s.host != nil {
+		ip, protected = s.host.IP, "no" // which would keep other hosts out
+	}
+	s.Addr = fmt.Sprintf("%s:%d", ip, port)
 	lines := []string{
-		"bind 127.0.0.1",
-		"protected-mode yes",
+		"bind " + ip,
+		"protected-mode " + protected,
 		fmt.Sprint("port ", port),
 		"unixsocket " + confQuote(s.Socket),
 		"unixsocketperm 700",
@@ -173,9 +199,12 @@ func (s *RedisServer) configure() {
 		lines = append(lines, "requirepass "+confQuote(s.password))
 	}
 	if s.tls {
-		c := writeCerts(s.t, s.dir)
+		c := s.certs
+		if c.ca == "" {
+			c = writeCerts(s.t, s.dir, s.host)
+		}
 		tlsPort := freePort(s.t)
-		s.TLSAddr, s.CAFile = fmt.Sprintf("127.0.0.1:%d", tlsPort), c.ca
+		s.TLSAddr, s.CAFile = fmt.Sprintf("%s:%d", ip, tlsPort), c.ca
 		lines = append(lines, fmt.Sprint("tls-port ", tlsPort), "tls-ca-cert-file "+confQuote(c.ca),
 			"tls-cert-file "+confQuote(c.cert), "tls-key-file "+confQuote(c.key), "tls-auth-clients no")
 	}
@@ -202,7 +231,15 @@ func confQuote(arg string) string {
 
 // start starts the server and waits until it answers.
 func (s *RedisServer) start() error {
-	return s.server.start(exec.Command(s.bin, s.confPath()), syscall.SIGKILL, func() (bool, error) {
+	args := []string{s.confPath()}
+	if s.sentinel {
+		args = append(args, "--sentinel")
+	}
+	cmd := exec.Command(s.bin, args...)
+	if s.host != nil {
+		cmd = s.host.Command(s.bin, args...)
+	}
+	return s.server.start(cmd, syscall.SIGKILL, func() (bool, error) {
 		// Asked on the unix socket in its own folder, it cannot be another server that has the port.
 		_, err := s.Try("PING")
 		var refused ErrorReply

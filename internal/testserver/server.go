@@ -21,8 +21,9 @@ type server struct {
 	name string
 	dir  string // its folder, where it runs
 
-	mu sync.Mutex // guards p and, while it changes, Pid; held over a whole change of state
-	p  *process
+	mu     sync.Mutex // guards p, paused and, while it changes, Pid; held over a whole change of state
+	p      *process
+	paused bool
 }
 
 // prepare makes the folder and sees to the end of the server.
@@ -53,13 +54,26 @@ func (s *server) Kill() {
 // Pause stops the server where it stands (SIGSTOP): connections stay open and are accepted, and nothing answers.
 func (s *server) Pause() {
 	s.t.Helper()
-	s.change("pause", (*process).pause)
+	s.change("pause", func(p *process) error {
+		s.paused = true
+		return p.pause()
+	})
 }
 
 // Resume lets a paused server go on.
 func (s *server) Resume() {
 	s.t.Helper()
-	s.change("resume", func(p *process) error { return p.signal(syscall.SIGCONT, true) })
+	s.change("resume", func(p *process) error {
+		s.paused = false
+		return p.signal(syscall.SIGCONT, true)
+	})
+}
+
+// awake reports whether the server runs and is not paused, so that a question to it has a meaning.
+func (s *server) awake() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.paused && s.p.running()
 }
 
 // begin starts a server for the first time, at ports that configure chooses.
@@ -132,7 +146,7 @@ func (s *server) start(cmd *exec.Cmd, onDeath syscall.Signal, ready func() (bool
 	if err != nil {
 		return err
 	}
-	s.p, s.Pid = p, p.pid
+	s.p, s.Pid, s.paused = p, p.pid, false
 	deadline := time.After(startTime)
 	for {
 		yes, err := ready()

@@ -1,4 +1,5 @@
-// Package testserver gives a test the real server that it is about: a Redis, a PHP, a php-fpm of its own.
+// Package testserver gives a test the real server that it is about: a Redis, a PHP, a php-fpm of its own, and sets of
+// servers that stand in for each other.
 //
 // A server listens on a free port and a unix socket in a folder of its own, is ready when the function returns, and ends
 // with the test: by its pid, never by its name, so that no other server on the machine is touched. It ends as well when
@@ -21,8 +22,9 @@ import (
 )
 
 const (
-	startTime = 20 * time.Second // a cold disk under -race; a server that dies is noticed at once
+	startTime = 90 * time.Second // a cold disk under -race; a server that dies is noticed at once
 	stopTime  = 5 * time.Second  // from SIGTERM to SIGKILL
+	agreeTime = 60 * time.Second // for servers to agree, with elections that fail at first: twice the failover-timeout each
 )
 
 // Need skips the test when what it needs is not present, naming it, and fails it where nothing may be skipped: in CI
@@ -63,6 +65,20 @@ func recordSkip(name, test string) error {
 	// One write: the test binaries of several packages append at the same time.
 	_, err = fmt.Fprintf(f, "%s\t%s\t%s\n", name, pkg, test)
 	return firstError(err, f.Close())
+}
+
+// await asks until nothing is wrong any more.
+func await(t testing.TB, what string, wrong func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(agreeTime); ; time.Sleep(20 * time.Millisecond) {
+		w := wrong()
+		if w == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("testserver: %s: not within %v: %s", what, agreeTime, w)
+		}
+	}
 }
 
 func firstError(errs ...error) error {

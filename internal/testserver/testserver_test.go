@@ -138,7 +138,12 @@ func TestServersOfADeadTest(t *testing.T) {
 		t.Skip("runs as a process of its own")
 	}
 	Redis(t)
-	Redis(t).Pause()
+	if os.Getuid() == 0 {
+		hosts, _ := Hosts(t, 1)
+		Redis(t, On(hosts[0])).Pause()
+	} else {
+		Redis(t).Pause()
+	}
 	f := FPM(t, FPMOptions{Workers: 2})
 	f.Script("sleep.php", "<?php sleep(60);")
 	go f.Get(t.Context(), "sleep.php", "", nil)
@@ -188,6 +193,10 @@ func TestNoServerOutlivesTheTestBinary(t *testing.T) {
 				t.Error("the test binary ended well, want it to end by " + name)
 			}
 			eventually(t, "all servers gone", func() bool { return len(inFoldersOf(cmd.Process.Pid)) == 0 })
+			eventually(t, "all hosts gone", func() bool {
+				ours, _ := filepath.Glob(fmt.Sprintf("/sys/class/net/ses%d.*", cmd.Process.Pid))
+				return len(ours) == 0
+			})
 			dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), fmt.Sprintf("sessile-%d-*", cmd.Process.Pid)))
 			for _, dir := range dirs {
 				os.RemoveAll(dir)

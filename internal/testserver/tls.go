@@ -17,8 +17,8 @@ import (
 
 type certFiles struct{ ca, cert, key string }
 
-// writeCerts makes a certificate authority and a server certificate for this machine, both for a day.
-func writeCerts(t testing.TB, dir string) certFiles {
+// writeCerts makes a certificate authority and a server certificate for this machine and hosts, both for a day.
+func writeCerts(t testing.TB, dir string, hosts ...*Host) certFiles {
 	t.Helper()
 	ca := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
@@ -35,9 +35,15 @@ func writeCerts(t testing.TB, dir string) certFiles {
 		NotBefore:    ca.NotBefore,
 		NotAfter:     ca.NotAfter,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:     []string{"localhost"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		// The bus of a Redis Cluster wants a certificate of both sides, whatever tls-auth-clients says.
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		DNSNames:    []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	for _, h := range hosts {
+		if h != nil {
+			server.IPAddresses = append(server.IPAddresses, net.ParseIP(h.IP))
+		}
 	}
 	files := certFiles{filepath.Join(dir, "ca.pem"), filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key")}
 	must := func(err error) {

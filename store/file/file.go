@@ -33,6 +33,12 @@ import (
 type Options struct {
 	// Lifetime is PHP's session.gc_maxlifetime: a session's deadline is its file's mtime plus Lifetime.
 	Lifetime time.Duration
+	// Layout is who else uses the directory. The default is PHP.
+	Layout Layout
+	// LockDir is the LockDirectory of Apache::Session::File, which has one; without it nobody's lock is known.
+	LockDir string
+	// ToBase64: a session's body is the Base64 of its file, as Perl's MIME::Base64 writes it. See Layout.
+	ToBase64 bool
 	// Depth is the number of directory levels, the N of a save path "N;MODE;/path". Like PHP, the store never makes
 	// these directories.
 	Depth int
@@ -62,6 +68,7 @@ type Owner struct{ UID, GID int }
 type Store struct {
 	opt      Options
 	dir      int   // O_PATH
+	lockDir  int   // O_PATH; -1: locks are on the sessions' files
 	cantList error // why Scan is impossible; nil if it is possible
 	cantSave error // why nothing can be written
 	cantMake error // why no file can be made
@@ -86,15 +93,15 @@ type Store struct {
 }
 
 const (
-	layoutPHP       = "php"
 	defaultMaxValue = 1 << 20
 	defaultOpBound  = 2 * time.Second
 	maxDepth        = 16
 )
 
-var params = []string{"layout", "lifetime", "depth", "mode", "owner", "max_value", "op_bound"}
+var params = []string{"layout", "lock_dir", "codec", "lifetime", "depth", "mode", "owner", "max_value", "op_bound"}
 
-// OpenURL opens file:///var/lib/php/sessions?layout=php&lifetime=1440s&depth=2&mode=0640&owner=www-data:www-data.
+// OpenURL opens file:///var/lib/php/sessions?layout=php&lifetime=1440s&depth=2&mode=0640&owner=www-data:www-data, or
+// file:///var/cache/app/sessions?layout=apache-session&lock_dir=/var/cache/app/locks&lifetime=12h&codec=to-base64.
 func OpenURL(ctx context.Context, u *url.URL) (*Store, error) {
 	if u.Scheme != "file" || u.Host != "" || u.Opaque != "" || u.User != nil {
 		return nil, errors.New("store/file: write file:///absolute/path?layout=php&lifetime=1440s")
@@ -121,8 +128,14 @@ func OpenURL(ctx context.Context, u *url.URL) (*Store, error) {
 func (opt *Options) set(name, value string) (err error) {
 	switch name {
 	case "layout":
-		if value != layoutPHP {
-			return fmt.Errorf("the layouts are: %s", layoutPHP)
+		if opt.Layout = Layout(value); opt.Layout != PHP && opt.Layout != ApacheSession {
+			return fmt.Errorf("the layouts are: %s, %s", PHP, ApacheSession)
+		}
+	case "lock_dir":
+		opt.LockDir = value
+	case "codec":
+		if opt.ToBase64 = value == toBase64; !opt.ToBase64 {
+			return fmt.Errorf("of files there is %s", toBase64)
 		}
 	case "lifetime":
 		opt.Lifetime, err = duration(value)
@@ -196,13 +209,19 @@ func Open(ctx context.Context, dir string, opt Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{opt: opt, dir: -1, euid: os.Geteuid(), egid: os.Getegid(), caps: capabilities(),
+	s := &Store{opt: opt, dir: -1, lockDir: -1, euid: os.Geteuid(), egid: os.Getegid(), caps: capabilities(),
 		table: map[string]*entry{}, walks: map[uint64]*walk{}}
 	if s.dir, err = openat(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
 		return nil, fmt.Errorf("store/file: save path: %w", err)
 	}
+	if opt.LockDir != "" {
+		if s.lockDir, err = openat(unix.AT_FDCWD, opt.LockDir, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+			unix.Close(s.dir)
+			return nil, fmt.Errorf("store/file: lock_dir: %w", err)
+		}
+	}
 	if err := s.inspect(); err != nil {
-		unix.Close(s.dir)
+		s.closeDirs()
 		return nil, err
 	}
 	for _, problem := range []error{s.cantList, s.cantSave, s.cantMake} {
@@ -216,6 +235,17 @@ func Open(ctx context.Context, dir string, opt Options) (*Store, error) {
 func (opt *Options) complete() error {
 	if opt.Lifetime <= 0 {
 		return errors.New("store/file: a lifetime is needed: PHP's session.gc_maxlifetime, such as lifetime=1440s")
+	}
+	if opt.Layout == "" {
+		opt.Layout = PHP
+	}
+	switch apache := opt.Layout == ApacheSession; {
+	case apache && !filepath.IsAbs(opt.LockDir):
+		return errors.New("store/file: lock_dir is needed: the LockDirectory of Apache::Session::File, /tmp if it is not told another")
+	case apache && opt.Depth > 0:
+		return errors.New("store/file: depth is PHP's")
+	case !apache && (opt.LockDir != "" || opt.ToBase64):
+		return errors.New("store/file: lock_dir and codec are for layout=apache-session")
 	}
 	if opt.Depth < 0 || opt.Depth > maxDepth {
 		return fmt.Errorf("store/file: depth must be 0 to %d", maxDepth)
@@ -337,7 +367,7 @@ func (s *Store) sample(list int) bool {
 			break
 		}
 		var st unix.Stat_t
-		if _, ok := idOf(name); !ok || unix.Fstatat(list, string(name), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		if _, ok := s.idOf(name); !ok || unix.Fstatat(list, string(name), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid == 0 {
@@ -394,6 +424,13 @@ func (s *Store) Close() error {
 	defer s.live.Unlock()
 	for _, w := range s.walks {
 		unix.Close(w.fd)
+	}
+	return s.closeDirs()
+}
+
+func (s *Store) closeDirs() error {
+	if s.lockDir >= 0 {
+		unix.Close(s.lockDir)
 	}
 	return unix.Close(s.dir)
 }

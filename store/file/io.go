@@ -35,6 +35,8 @@ var (
 // A file is a session's file, open and flocked.
 type file struct {
 	fd, dir  int
+	lock     int // the file that the flock is on, where that is another: see Layout; else -1
+	key      string
 	name     string
 	how      int  // unix.LOCK_SH or unix.LOCK_EX
 	readOnly bool // by this process's rights
@@ -98,6 +100,13 @@ func (s *Store) do(ctx context.Context, key string, seal *sealing, how int, step
 		if f != nil {
 			s.release(f)
 		}
+		if err == errBusy { // somebody else has the lock of a session that is not there
+			time.Sleep(time.Millisecond)
+			o.since, err = time.Now(), store.Gone(ctx)
+			if err == nil {
+				err = errAgain
+			}
+		}
 		if err != errAgain {
 			return err
 		}
@@ -147,10 +156,13 @@ func (s *Store) open(key string, how int) (*file, error) {
 	if f == nil {
 		return nil, err
 	}
-	if err := flock(f.fd, how|unix.LOCK_NB); err != nil {
+	if err := s.flock(f, how|unix.LOCK_NB); err != nil {
 		s.close(f)
-		if err == unix.EWOULDBLOCK {
+		switch err {
+		case unix.EWOULDBLOCK:
 			return nil, errBusy
+		case errAgain:
+			return s.open(key, how)
 		}
 		return nil, unavailable("flock", err)
 	}
@@ -171,7 +183,7 @@ func (s *Store) openFile(key string, how int) (*file, error) {
 	if err != nil {
 		return nil, unavailable("directory level", err)
 	}
-	f := &file{dir: dir, name: prefix + key, how: how}
+	f := &file{dir: dir, lock: -1, key: key, name: s.fileName(key), how: how}
 	// O_NONBLOCK: the open of a FIFO must not wait.
 	flags := unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY
 	if how == unix.LOCK_SH {
@@ -189,6 +201,10 @@ func (s *Store) openFile(key string, how int) (*file, error) {
 		f.fd, err = openat(dir, f.name, flags^unix.O_RDWR, 0)
 	}
 	if err == nil {
+		if err = s.openLock(f); err != nil {
+			s.close(f)
+			return nil, err
+		}
 		return f, nil
 	}
 	s.leave(dir)
@@ -207,6 +223,9 @@ func (s *Store) openFile(key string, how int) (*file, error) {
 
 func (s *Store) close(f *file) {
 	unix.Close(f.fd) // and with it the flock
+	if f.lock >= 0 {
+		unix.Close(f.lock)
+	}
 	s.leave(f.dir)
 }
 
@@ -266,9 +285,9 @@ func (s *Store) read(f *file) ([]byte, error) {
 func aboutContent(cond store.Condition) bool { return len(cond.Encode()) > 1 }
 
 // holds evaluates cond for a file with this content.
-func holds(cond store.Condition, data []byte) bool {
+func (s *Store) holds(cond store.Condition, content []byte) bool {
 	if aboutContent(cond) {
-		return cond.Holds(store.VersionOf(data, 0))
+		return cond.Holds(store.VersionOf(s.opt.body(content), 0))
 	}
 	return cond.Holds("any")
 }
@@ -280,7 +299,8 @@ func (s *Store) Load(ctx context.Context, key string) (rec store.Record, err err
 		if f.absent() {
 			return errAbsent
 		}
-		rec.Data, err = s.read(f)
+		content, err := s.read(f)
+		rec.Data = s.opt.body(content)
 		rec.Expires = modified(&f.st).Add(s.opt.Lifetime)
 		return err
 	})
@@ -317,6 +337,9 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 		return fmt.Errorf("store/file: %w: %d bytes are more than %d", store.ErrInvalid, len(rec.Data), s.opt.MaxValue)
 	}
 	mtime, err := s.mtime(rec.Expires)
+	if err == nil {
+		rec.Data, err = s.opt.content(rec.Data)
+	}
 	if err != nil {
 		return err
 	}
@@ -335,7 +358,7 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 		if err != nil {
 			return err
 		}
-		if !f.absent() && !holds(cond, old) {
+		if !f.absent() && !s.holds(cond, old) {
 			return errConflict
 		}
 		if err := s.writable(f); err != nil {
@@ -449,7 +472,7 @@ func (s *Store) make(key string, data []byte, mtime time.Time, last func() error
 	if err != nil {
 		return nil, unavailable("directory level", err)
 	}
-	f := &file{dir: dir, name: prefix + key, how: unix.LOCK_EX}
+	f := &file{dir: dir, lock: -1, key: key, name: s.fileName(key), how: unix.LOCK_EX}
 	hidden := !s.visible.Load()
 	if hidden {
 		f.fd, err = openat(dir, ".", unix.O_TMPFILE|unix.O_RDWR, uint32(s.opt.Mode))
@@ -476,7 +499,11 @@ func (s *Store) make(key string, data []byte, mtime time.Time, last func() error
 		}
 		return nil, unavailable("create", err)
 	}
-	err = s.fill(f, data, mtime, hidden)
+	if err = s.openLock(f); err == nil {
+		err = s.fill(f, data, mtime, hidden)
+	} else if !hidden {
+		unix.Unlinkat(f.dir, f.name, 0)
+	}
 	if err == nil && hidden && last != nil {
 		err = last()
 	}
@@ -504,10 +531,19 @@ func (s *Store) fill(f *file, data []byte, mtime time.Time, hidden bool) error {
 		err = unix.Fchown(f.fd, uid, gid)
 	}
 	if err == nil {
-		err = flock(f.fd, unix.LOCK_EX|unix.LOCK_NB)
+		err = s.flock(f, unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err == nil && !hidden {
 		err = unix.Fstat(f.fd, &f.st)
+	}
+	if f.lock >= 0 && (err == unix.EWOULDBLOCK || err == errAgain) {
+		if !hidden {
+			unix.Unlinkat(f.dir, f.name, 0)
+		}
+		if err == unix.EWOULDBLOCK {
+			err = errBusy // of a session that is not there
+		}
+		return err
 	}
 	if err == unix.EWOULDBLOCK || err == nil && !hidden && (f.st.Size > 0 || f.st.Nlink == 0) {
 		return errAgain
@@ -591,7 +627,7 @@ func (s *Store) delete(ctx context.Context, key string, cond store.Condition, se
 				return err
 			}
 		}
-		if !holds(cond, data) {
+		if !s.holds(cond, data) {
 			return errConflict
 		}
 		if s.cantSave != nil {

@@ -38,6 +38,7 @@ var idByte = func() (t [256]bool) {
 	return t
 }()
 
+// validID is for PHP: see idOf for others.
 func validID[T string | []byte](id T) bool {
 	for i := range len(id) {
 		if !idByte[id[i]] {
@@ -49,6 +50,12 @@ func validID[T string | []byte](id T) bool {
 
 // check refuses keys that are no session ids. An id must be longer than the levels it is spread over, as in PHP.
 func (s *Store) check(key string) error {
+	if s.opt.Layout == ApacheSession {
+		if !hexID(key) {
+			return fmt.Errorf("store/file: %w: an id of Apache::Session has up to %d hexadecimal digits", store.ErrInvalid, maxHexID)
+		}
+		return nil
+	}
 	if !validID(key) || len(key) <= s.opt.Depth {
 		return fmt.Errorf("store/file: %w: a session id has more than %d and up to %d of the characters A-Z a-z 0-9 , -",
 			store.ErrInvalid, s.opt.Depth, maxID)
@@ -57,7 +64,10 @@ func (s *Store) check(key string) error {
 }
 
 // idOf returns the session id in a file name.
-func idOf(name []byte) ([]byte, bool) {
+func (s *Store) idOf(name []byte) ([]byte, bool) {
+	if s.opt.Layout == ApacheSession {
+		return name, hexID(name)
+	}
 	if len(name) <= len(prefix) || string(name[:len(prefix)]) != prefix {
 		return nil, false
 	}

@@ -202,7 +202,7 @@ func (s *Store) release(f *file) {
 		return
 	}
 	// The session was deleted and made anew under the application's lock, which goes over to the new file.
-	if e := s.table[f.name[len(prefix):]]; e != nil && e.owner != nil && e.file == nil && !f.dead {
+	if e := s.table[f.key]; e != nil && e.owner != nil && e.file == nil && !f.dead {
 		s.attach(e, f)
 		return
 	}
@@ -299,13 +299,14 @@ func (s *Store) openLocked(e *entry, how int) (*file, error) {
 		if how == 0 {
 			s.live.RUnlock()
 		}
-		err = flock(f.fd, unix.LOCK_EX|how)
+		err = s.flock(f, unix.LOCK_EX|how)
 		if how == 0 {
 			s.live.RLock()
 		}
 		switch {
 		case s.closed.Load():
 			err = errClosed
+		case err == errAgain:
 		case err == unix.EWOULDBLOCK:
 			err = errBusy
 		case err != nil:

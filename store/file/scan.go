@@ -120,10 +120,13 @@ func (s *Store) Scan(ctx context.Context, cursor string, limit int) (store.Page,
 
 // entryOf returns the session id in a directory entry, or the reason why it has none: "-" if it is not worth counting.
 func (s *Store) entryOf(w *walk, name []byte, kind byte) ([]byte, string) {
-	id, ok := idOf(name)
+	id, ok := s.idOf(name)
 	if !ok || len(id) <= s.opt.Depth || string(id[:s.opt.Depth]) != w.leaf {
 		switch string(name) {
 		case ".", "..", markName:
+			return nil, "-"
+		}
+		if s.lockDir >= 0 && bytes.HasPrefix(name, []byte(lockBefore)) {
 			return nil, "-"
 		}
 		return nil, reasonName
@@ -237,7 +240,7 @@ func (s *Store) descend(fd int, path, leaf string, after bool, page *store.Page)
 		}
 		if len(name) == 1 && validID(name) {
 			names = append(names, string(name))
-		} else if _, ok := idOf(name); ok && page != nil && kind != unix.DT_DIR {
+		} else if _, ok := s.idOf(name); ok && page != nil && kind != unix.DT_DIR {
 			page.Skipped[reasonLevel]++
 		}
 	}

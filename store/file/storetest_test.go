@@ -22,6 +22,13 @@ func TestConformance(t *testing.T) {
 			makeLevels(t, dir)
 			return open(t, dir, depth(2))
 		}, Key: func(word string) string { return "ab" + word }, BadKeys: append(badKeys, "ab")},
+		"Apache::Session::File": {New: func(t *testing.T) *file.Store { return open(t, t.TempDir(), apache(t.TempDir())) }, Key: hexKey, BadKeys: hexBad},
+		"Apache::Session::File, without O_TMPFILE, locks beside the sessions": {New: func(t *testing.T) *file.Store {
+			dir := t.TempDir()
+			s := open(t, dir, apache(dir))
+			s.Visible()
+			return s
+		}, Key: hexKey, BadKeys: hexBad},
 	} {
 		t.Run(name, func(t *testing.T) {
 			storetest.RunOrigin(t, h)

@@ -47,6 +47,28 @@ type under struct {
 	mark store.Mark
 }
 
+// known refuses an origin that does not have the identity that it was known by.
+func (u under) known() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.mark.Identity != "" && u.Store.mark.Identity != u.mark.Identity {
+		return store.ErrSealed
+	}
+	return nil
+}
+
+func (u under) Load(ctx context.Context, key string) (store.Record, error) {
+	rec, err := u.Store.Load(ctx, key)
+	if lost := u.known(); lost != nil { // what was forgotten stays so, so it is looked at behind the answer
+		return store.Record{}, lost
+	}
+	return rec, err
+}
+
+func (u under) Inspect(ctx context.Context, key string) (store.Record, error) {
+	return u.Load(ctx, key)
+}
+
 func (u under) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
 	return u.save(ctx, key, rec, cond, &u.mark)
 }

@@ -185,3 +185,33 @@ func BenchmarkBatches(b *testing.B) {
 		}
 	}
 }
+
+// What an origin pays for its mark and its clock: 50 callers, sessions of 1 KiB.
+func BenchmarkOrigin(b *testing.B) {
+	server := testserver.Redis(b)
+	ctx := context.Background()
+	s := open(b, server.URL())
+	o := NewOrigin(s, 0)
+	if err := o.SwapMark(ctx, store.Mark{}, marked); err != nil {
+		b.Fatal(err)
+	}
+	keys := make([]string, 10_000)
+	rec := store.Record{Data: kib, Expires: time.Now().Add(time.Hour)}
+	for i := range keys {
+		keys[i] = fmt.Sprint("PHPREDIS_SESSION:", i)
+		if err := s.Save(ctx, keys[i], rec, store.Always); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		s    store.Store
+	}{{"store", s}, {"origin", o.Under(marked)}} {
+		b.Run("load/"+c.name, func(b *testing.B) {
+			callers(b, 50, func(i int) error { _, err := c.s.Load(ctx, keys[i%len(keys)]); return err })
+		})
+		b.Run("save/"+c.name, func(b *testing.B) {
+			callers(b, 50, func(i int) error { return c.s.Save(ctx, keys[i%len(keys)], rec, store.Always) })
+		})
+	}
+}

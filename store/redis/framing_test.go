@@ -297,7 +297,7 @@ func FuzzReplies(f *testing.F) {
 				rest = rest[k:]
 			}
 		})
-		w, err := s.connectBy(context.Background(), func(context.Context) (net.Conn, error) { return ours, nil })
+		w, err := newNode(s, "", "").connectBy(context.Background(), func(context.Context) (net.Conn, error) { return ours, nil })
 		if err != nil {
 			if !login {
 				t.Fatalf("connect: %v", err)

@@ -38,8 +38,8 @@ type link struct {
 }
 
 // keep connects l, and connects it anew whenever the connection breaks, until ctx ends.
-func (s *Store) keep(ctx context.Context, l *link) {
-	log, failures := s.opt.Logger.With("addr", s.opt.Addr), 0
+func (n *node) keep(ctx context.Context, l *link) {
+	failures := 0
 	tried := sync.OnceFunc(func() { close(l.tried) })
 	rest := func(err error) {
 		failures++
@@ -49,25 +49,27 @@ func (s *Store) keep(ctx context.Context, l *link) {
 		}
 		select {
 		case <-time.After(pause/2 + rand.N(pause)):
+		case <-n.moved():
 		case <-ctx.Done():
 		}
 	}
 	for ctx.Err() == nil {
-		w, err := s.connect(ctx)
+		w, err := n.connect(ctx)
 		l.err.Store(&err)
 		if err != nil {
 			if tried(); failures == 0 && ctx.Err() == nil {
-				log.Warn("redis: cannot connect", "error", err)
+				n.log().Warn("redis: cannot connect", "error", err)
 			}
+			n.trouble()
 			rest(err)
 			continue
 		}
-		rival := s.admit(l, w)
+		rival := n.admit(l, w)
 		tried()
 		if rival != nil {
 			w.close()
-			if w.server == "" {
-				log.Warn("redis: the server does not tell its run_id (INFO server): one connection has to do")
+			if w.server == "" && rival != w {
+				n.log().Warn("redis: the server does not tell its run_id (INFO server): one connection has to do")
 				select {
 				case <-rival.conn.down:
 				case <-ctx.Done():
@@ -75,6 +77,7 @@ func (s *Store) keep(ctx context.Context, l *link) {
 			}
 			continue
 		}
+		log := n.log() // the node may be elsewhere when the connection ends
 		log.Info("redis: connected")
 		began := time.Now()
 		select {
@@ -85,6 +88,8 @@ func (s *Store) keep(ctx context.Context, l *link) {
 			w.conn.Close()
 		}
 		l.wire.Store(nil)
+		n.lost()
+		n.trouble()
 		// A connection that we had to close will soon have to be closed again, where it is the address that is wrong.
 		if err := w.conn.cause(); err != nil && time.Since(began) < time.Second {
 			rest(err)
@@ -95,15 +100,22 @@ func (s *Store) keep(ctx context.Context, l *link) {
 	l.err.Store(&errClosed)
 }
 
-// admit puts w to use, unless that cannot be: then it returns the connection that is in its way.
-func (s *Store) admit(l *link, w *wire) (rival *wire) {
-	s.admission.Lock()
-	defer s.admission.Unlock()
-	if rival = s.settle(w.server, w.dial); rival != nil {
+// admit puts w to use, unless that cannot be: then it returns the connection that is in its way, or w itself where the
+// node has moved since it was dialled.
+func (n *node) admit(l *link, w *wire) (rival *wire) {
+	n.admission.Lock()
+	defer n.admission.Unlock()
+	if w.place != n.place.Load() {
+		return w
+	}
+	if rival = n.settle(w.server, w.dial); rival != nil {
 		return rival
 	}
-	s.generation.Add(1) // first: nobody shall have an answer of w and not see it
+	n.s.generation.Add(1) // first: nobody shall have an answer of w and not see it
+	w.clock = n.clock
 	l.wire.Store(w)
+	n.replicas.Store(w.replicas)
+	n.found()
 	return nil
 }
 
@@ -112,9 +124,9 @@ func (s *Store) admit(l *link, w *wire) (rival *wire) {
 // All connections in use are of one server. An address may move to another one (a proxy, a virtual IP) and leave the
 // connections that there are where they are: as soon as one of ours is of another server, those made before are closed,
 // so that none of them answers after it. Of a server that does not say which one it is, there is only one connection.
-func (s *Store) settle(server string, dial uint64) (rival *wire) {
+func (n *node) settle(server string, dial uint64) (rival *wire) {
 	var strangers []*wire
-	for _, other := range s.links {
+	for _, other := range n.links {
 		o := other.wire.Load()
 		switch {
 		case o == nil || !o.conn.up() || o.server == server && server != "":
@@ -127,25 +139,53 @@ func (s *Store) settle(server string, dial uint64) (rival *wire) {
 	for _, o := range strangers {
 		o.conn.cut(errMoved)
 	}
-	if server != s.server {
-		s.server = server
-		s.moves.Add(1)
+	if n.attendant != nil && (server != n.server || !n.connected()) {
+		n.attendant.arriving()
+	}
+	if server != n.server || server == "" {
+		n.clock = new(serverClock)
+	}
+	if server != n.server {
+		n.server = server
+		n.moves.Add(1)
+	}
+	if server != n.seen {
+		n.seen = server
+		n.memories.Add(1)
 	}
 	return nil
 }
 
-// connect makes a connection and logs in on it.
-func (s *Store) connect(ctx context.Context) (*wire, error) { return s.connectBy(ctx, s.dial) }
+// connect makes a connection and logs in on it. It gives up at once when the node moves: a server that was stopped lets
+// one connect, and says nothing.
+func (n *node) connect(ctx context.Context) (*wire, error) {
+	p := n.place.Load()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-p.left:
+			cancel(errMoved)
+		case <-ctx.Done():
+		}
+	}()
+	w, err := n.connectBy(ctx, func(ctx context.Context) (net.Conn, error) { return n.dial(ctx, p) })
+	if err == nil {
+		w.place = p
+	}
+	return w, err
+}
 
-func (s *Store) connectBy(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*wire, error) {
+func (n *node) connectBy(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*wire, error) {
+	s := n.s
 	password, err := s.opt.password()
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{turn: make(chan struct{}, inFlight), dial: s.dials.Add(1)}
+	w := &wire{turn: make(chan struct{}, inFlight), dial: n.dials.Add(1)}
 	unwatch := func() bool { return true }
 	w.client, err = rueidis.NewClient(rueidis.ClientOption{
-		InitAddress:       []string{s.opt.Addr},
+		InitAddress:       []string{"sessile"}, // dialled by DialCtxFn
 		ForceSingleClient: true,
 		PipelineMultiplex: -1,   // one connection
 		AlwaysPipelining:  true, // the other way ignores that a context is cancelled, and a deadline costs the connection
@@ -175,7 +215,7 @@ func (s *Store) connectBy(ctx context.Context, dial func(context.Context) (net.C
 		},
 	})
 	if err == nil {
-		w.server, err = w.runID(ctx, s.opt.DialTimeout)
+		w.server, err = w.identify(ctx, s.opt.DialTimeout, !n.anyRole)
 	}
 	unwatch()
 	if err == nil {
@@ -188,35 +228,60 @@ func (s *Store) connectBy(ctx context.Context, dial func(context.Context) (net.C
 	return nil, fmt.Errorf("connect: %w", err)
 }
 
-// runID asks the server which one it is. The answer is "" where that cannot be had: the user may not run INFO, there is
-// no such command, or it does not say.
-func (w *wire) runID(ctx context.Context, timeout time.Duration) (string, error) {
+// identify asks the server which one it is. The answer is "" where that cannot be had: the user may not run INFO, there is
+// no such command, or it does not say. One that has to be a primary has to say so, and which one it is.
+func (w *wire) identify(ctx context.Context, timeout time.Duration, primary bool) (server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	msg, err := w.exchange(ctx, "INFO", "server")
-	if re, ok := rueidis.IsRedisErr(err); ok {
-		if newReply(re).silent() {
-			return "", nil
-		}
+	section := "server"
+	if primary {
+		section = "default"
+	}
+	msg, err := w.exchange(ctx, "INFO", section)
+	if re, ok := rueidis.IsRedisErr(err); ok && !primary && newReply(re).silent() {
+		return "", nil
 	}
 	if err != nil {
 		return "", err
 	}
 	text, err := msg.ToString()
-	return infoFields(text)["run_id"], err
+	w.replicas = online(infoFields(text))
+	return identity(text, primary, err)
 }
 
-func (s *Store) dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.opt.DialTimeout)
+// identity reads an answer to INFO.
+func identity(text string, primary bool, err error) (server string, _ error) {
+	info := infoFields(text)
+	switch {
+	case err != nil || !primary:
+	case info["role"] != "master":
+		err = errNotPrimary
+	case info["run_id"] == "":
+		err = errors.New("the server does not tell its run_id (INFO)")
+	}
+	return info["run_id"], err
+}
+
+// dial connects to where the node is.
+func (n *node) dial(ctx context.Context, p *place) (net.Conn, error) {
+	if p.addr == "" {
+		return nil, p.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.s.opt.DialTimeout)
 	defer cancel()
-	nc, err := new(net.Dialer).DialContext(ctx, s.opt.Network, s.opt.Addr)
-	if err != nil {
-		return nil, err
+	return dialTLS(ctx, p.network, p.addr, n.s.opt.TLS)
+}
+
+func dialTLS(ctx context.Context, network, addr string, conf *tls.Config) (net.Conn, error) {
+	nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil || conf == nil {
+		return nc, err
 	}
-	if s.opt.TLS == nil {
-		return nc, nil
+	if conf.ServerName == "" {
+		conf = conf.Clone()
+		conf.ServerName, _, _ = net.SplitHostPort(addr)
 	}
-	tc := tls.Client(nc, s.opt.TLS)
+	tc := tls.Client(nc, conf)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		nc.Close()
 		return nil, err
@@ -316,11 +381,14 @@ const (
 
 // A wire is one connection.
 type wire struct {
-	client rueidis.Client
-	conn   *conn
-	server string        // its run_id, or ""
-	dial   uint64        // counts the attempts of the store
-	turn   chan struct{} // one token for each command under way
+	client   rueidis.Client
+	conn     *conn
+	server   string        // its run_id, or ""
+	place    *place        // where it was dialled
+	replicas int64         // that were connected to it then
+	dial     uint64        // counts the attempts of the node
+	turn     chan struct{} // one token for each command under way
+	clock    *serverClock  // what is known of the server's clock, by all connections to it
 
 	// A command that was given up still has its place in the queue until its answer comes. Answers come in order: who
 	// gets one knows that those which had been given up before it began are answered, too.
@@ -338,9 +406,13 @@ func (w *wire) close() {
 	}
 }
 
+// lateArgs completes the arguments of a command when it is known through which connection they go; nil: there is nothing to
+// complete.
+type lateArgs func(w *wire, args []string)
+
 // do sends one command. Beside the server's reply it answers errNotSent or errStalled, which are certain, or anything,
 // where it is not known what became of the command.
-func (w *wire) do(ctx context.Context, args []string, late func(args []string)) (msg rueidis.RedisMessage, err error) {
+func (w *wire) do(ctx context.Context, args []string, late lateArgs) (msg rueidis.RedisMessage, err error) {
 	select {
 	case w.turn <- struct{}{}:
 	default:
@@ -357,7 +429,7 @@ func (w *wire) do(ctx context.Context, args []string, late func(args []string)) 
 		return msg, errNotSent
 	}
 	if late != nil {
-		late(args)
+		late(w, args)
 	}
 	if w.given.Load()-w.answered.Load() > givenUp {
 		if w.probing.CompareAndSwap(false, true) {
@@ -381,11 +453,21 @@ func (w *wire) do(ctx context.Context, args []string, late func(args []string)) 
 
 func (w *wire) exchange(ctx context.Context, args ...string) (rueidis.RedisMessage, error) {
 	given := w.given.Load()
-	res := w.client.Do(ctx, w.client.B().Arbitrary(args...).Build())
+	var res rueidis.RedisResult
+	if args[0] == askingCommand { // both in one go: it counts for the next command on the connection
+		res = w.client.DoMulti(ctx, w.client.B().Asking().Build(), w.client.B().Arbitrary(args[1:]...).Build())[1]
+	} else {
+		res = w.client.Do(ctx, w.client.B().Arbitrary(args...).Build())
+	}
 	if res.NonRedisError() == nil {
 		for old := w.answered.Load(); old < given && !w.answered.CompareAndSwap(old, given); old = w.answered.Load() {
 		}
 	}
+	return reading(res)
+}
+
+// reading takes null for an answer like any other.
+func reading(res rueidis.RedisResult) (rueidis.RedisMessage, error) {
 	msg, err := res.ToMessage()
 	if rueidis.IsRedisNil(err) {
 		err = nil
@@ -393,62 +475,42 @@ func (w *wire) exchange(ctx context.Context, args ...string) (rueidis.RedisMessa
 	return msg, err
 }
 
-// wire returns a connection that is up.
-func (s *Store) wire() (*wire, error) {
-	first := rand.IntN(len(s.links))
-	for i := range s.links {
-		if w := s.links[(first+i)%len(s.links)].wire.Load(); w != nil && w.conn.up() {
-			return w, nil
-		}
-	}
-	if err := s.links[first].err.Load(); err != nil && *err != nil {
-		return nil, *err
-	}
-	return nil, errNotSent
-}
-
 // ask sends a command that changes nothing: every failure is ErrUnavailable.
 func (s *Store) ask(ctx context.Context, op string, args ...string) *reply {
-	return s.send(ctx, op, store.ErrUnavailable, args, nil)
+	return s.send(ctx, op, store.ErrUnavailable, keyOf(args), args, nil, nil)
 }
 
 // tell sends a command that writes: where no answer came, the outcome is ErrUnknown.
 func (s *Store) tell(ctx context.Context, op string, args ...string) *reply {
-	return s.send(ctx, op, store.ErrUnknown, args, nil)
+	return s.note(ctx, op, nil, args...)
+}
+
+// note is tell with what is to be done with the answer: see send.
+func (s *Store) note(ctx context.Context, op string, done func(*reply), args ...string) *reply {
+	return s.send(ctx, op, store.ErrUnknown, keyOf(args), args, nil, done)
+}
+
+// keyOf returns the key of a command that has one, which is its first argument.
+func keyOf(args []string) string {
+	if len(args) < 2 {
+		return ""
+	}
+	return args[1]
 }
 
 // send answers lost where the command was sent, or may have been, and no answer came.
-// late, if set, completes the arguments when it is known through which connection they go.
-func (s *Store) send(ctx context.Context, op string, lost error, args []string, late func(args []string)) *reply {
-	if end, ok := ctx.Deadline(); !ok || time.Until(end) > s.opt.Timeout {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, s.opt.Timeout, s.errTimeout)
-		defer cancel()
+// at is a key: the command goes
+// where that lies; "" is anywhere. done, if set, gets the answer before the operation is over for those who wait until none
+// is under way: what it notes, they see.
+func (s *Store) send(ctx context.Context, op string, lost error, at string, args []string, late lateArgs, done func(*reply)) *reply {
+	sessions := at == "" && strings.HasPrefix(args[0], "EVAL") || strings.HasPrefix(at, nothing) // of all or of many
+	if s.opt.watched() && (strings.HasPrefix(at, reserved) || at == "") && !sessions {
+		ctx = pass(ctx, forgotten) // what is about a move: there others decide about a server that has forgotten everything
 	}
-	err := context.Cause(ctx)
-	for try := 0; err == nil && try < 2*len(s.links); try++ {
-		var w *wire
-		if w, err = s.wire(); err != nil {
-			break
-		}
-		var msg rueidis.RedisMessage
-		if msg, err = w.do(ctx, args, late); err == nil {
-			return &reply{op: op, lost: lost, items: []rueidis.RedisMessage{msg}}
-		}
-		var re *replyError
-		switch {
-		case err == errNotSent:
-			err = nil // elsewhere: the only case in which anything is sent again
-		case err == errStalled, errors.As(err, &re) && re.certain():
-		default:
-			return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, lost, err)}
-		}
+	if s.cluster != nil {
+		return s.cluster.send(ctx, op, lost, at, args, late, done)
 	}
-	away := store.ErrUnavailable
-	if down(err) {
-		away = store.ErrDown
-	}
-	return &reply{err: fmt.Errorf("store/redis: %s: %w: %w", op, away, cmp.Or(err, errNotSent))}
+	return s.node.send(ctx, op, lost, args, late, done)
 }
 
 // down reports whether err says that nobody is answered: nothing listens there, or it is still loading its data.
@@ -503,5 +565,5 @@ func misconfigured(err error) bool {
 	case "WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "NOPROTO":
 		return true
 	}
-	return strings.Contains(re.text, "DB index") || strings.Contains(re.text, "AUTH")
+	return strings.Contains(re.text, "DB index") || strings.Contains(re.text, "AUTH") || strings.Contains(re.text, "cluster support disabled")
 }

@@ -127,7 +127,7 @@ func TestNoAnswer(t *testing.T) {
 		s := open(t, "redis://"+f.addr+"?connections=1")
 		reads, writes := operations(s)
 		up := func() {
-			eventually(t, "connected", func() bool { w, err := s.wire(); return err == nil && w.conn.up() })
+			eventually(t, "connected", func() bool { w, err := s.node.wire(); return err == nil && w.conn.up() })
 		}
 		for name, op := range reads {
 			up()
@@ -305,7 +305,7 @@ func TestALoginThatFailsIsNoGeneration(t *testing.T) {
 		if err := s.Ping(context.Background()); err != nil {
 			t.Errorf("%q: Ping: %v", answer, err)
 		}
-		if nc, _, err := s.Dial(context.Background()); err == nil { // its login gets +OK
+		if nc, _, err := s.node.Dial(context.Background()); err == nil { // its login gets +OK
 			nc.Close()
 		}
 		if got := s.Generation(); got != 2 {
@@ -329,7 +329,6 @@ func TestReplies(t *testing.T) {
 		"ASK 3999 127.0.0.1:6381",
 		"TRYAGAIN Multiple keys request during rehashing of slot",
 		"NOREPLICAS Not enough good replicas to write.",
-		"WRONGTYPE Operation against a key holding the wrong kind of value",
 		"EXECABORT Transaction discarded because of previous errors.",
 		"ERR max number of clients reached",
 	} {
@@ -343,6 +342,24 @@ func TestReplies(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a key of another type is there, and no session", func(t *testing.T) { // nor a sign that the server is away
+		f := newFake(t, answering("-WRONGTYPE Operation against a key holding the wrong kind of value\r\n"))
+		reads, writes := operations(open(t, "redis://"+f.addr))
+		for name, op := range reads {
+			want := store.OutcomeUnavailable
+			if name == "Load" || name == "Inspect" {
+				want = store.OutcomeInvalid
+			}
+			if err := op(context.Background()); store.OutcomeOf(err) != want {
+				t.Errorf("%s: got %v, want %v", name, err, want)
+			}
+		}
+		for name, op := range writes {
+			if err := op(context.Background()); store.OutcomeOf(err) != store.OutcomeUnavailable {
+				t.Errorf("%s: got %v, want unavailable", name, err)
+			}
+		}
+	})
 	t.Run("an error from inside of a script is unknown", func(t *testing.T) {
 		f := newFake(t, answering("-ERR The user executing the script can't run this command or subcommand script: 86da, on @user_script:2.\r\n"))
 		s := open(t, "redis://"+f.addr)

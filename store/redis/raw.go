@@ -24,20 +24,53 @@ func (s *Store) Raw() (plain bool, maxValue int, timeout time.Duration) {
 	return s.opt.TLS == nil, s.opt.MaxValue, s.opt.Timeout
 }
 
-// Dial returns a connection of the caller's own. It is logged in, its database is selected, it speaks RESP2, and there is
-// nothing on it that is still to be answered. Close does not close it. Once current is false, the address is another
-// server's: the caller has to close it then, before it uses anything that this store has answered since. Of a server that
-// does not say which one it is, that cannot be known.
-func (s *Store) Dial(ctx context.Context) (nc net.Conn, current func() bool, err error) {
-	password, err := s.opt.password()
+// A Shard is a server that has some of the sessions, or all of them: the same one as long as they change it together. It is
+// an alias, so that those who use it need not import this package.
+type Shard = interface {
+	// Dial returns a connection of the caller's own. It is logged in, its database is selected, it speaks RESP2, and there is
+	// nothing on it that is still to be answered. Close of the Store does not close it. Once current is false, the shard is at
+	// another server: the caller has to close it then, before it uses anything that the store has answered since. Of a server
+	// that does not say which one it is, that cannot be known. The error matches net.ErrClosed where the shard was given up.
+	Dial(ctx context.Context) (nc net.Conn, current func() bool, err error)
+	// Enter reports whether a command may be sent now by a connection of Dial. Who was let in has to Leave: while somebody is
+	// inside, nothing is put back into a server that is new.
+	Enter() bool
+	// Leave undoes Enter.
+	Leave()
+	// Trusted reports whether an answer may be passed on that has come just now.
+	Trusted() bool
+}
+
+// Shard returns who has what is called name in Redis, nil where that has to be found out for each command: nobody has it as
+// far as is known, or its slot is on its way from one server to another. What it answers may be out of date: then the server
+// refuses the command (MOVED, ASK), and has not executed it.
+func (s *Store) Shard(name []byte) Shard {
+	if s.cluster == nil {
+		return s.node
+	}
+	slot := slotOf(name)
+	h := s.cluster.owner[slot].Load()
+	if h == nil || s.cluster.asked[slot].Load() != nil || s.cluster.splitSlots()[slot] != nil {
+		return nil
+	}
+	return h.node
+}
+
+// A node is a Shard.
+
+func (n *node) Dial(ctx context.Context) (nc net.Conn, current func() bool, err error) {
+	if n.over.Load() {
+		return nil, nil, fmt.Errorf("store/redis: connect: the shard is no more: %w", net.ErrClosed)
+	}
+	password, err := n.s.opt.password()
 	if err != nil {
 		return nil, nil, err
 	}
-	dial := s.dials.Add(1)
-	if nc, err = s.dial(ctx); err == nil {
+	dial, p := n.dials.Add(1), n.place.Load()
+	if nc, err = n.dial(ctx, p); err == nil {
 		var server string
-		if server, err = s.login(ctx, nc, password); err == nil {
-			if current, err = s.admitRaw(server, dial); err == nil {
+		if server, err = n.s.login(ctx, nc, password); err == nil {
+			if current, err = n.admitRaw(p, server, dial); err == nil {
 				return nc, current, nil
 			}
 		}
@@ -46,20 +79,39 @@ func (s *Store) Dial(ctx context.Context) (nc net.Conn, current func() bool, err
 	return nil, nil, fmt.Errorf("store/redis: connect: %w: %w", store.ErrUnavailable, err)
 }
 
+func (n *node) Enter() bool {
+	n.gate.inside.Add(1)
+	if n.gate.shut.Load() == 0 && n.trusted() {
+		return true
+	}
+	n.gate.inside.Add(-1)
+	return false
+}
+
+func (n *node) Leave() { n.gate.inside.Add(-1) }
+
+func (n *node) Trusted() bool { return n.trusted() }
+
+// FailsOver reports whether the servers change their roles: there is something to count then, and to decide.
+func (s *Store) FailsOver() bool { return s.opt.watched() }
+
+// Replicates reports whether a write that store.Replicated marks waits for replicas.
+func (s *Store) Replicates() bool { return s.opt.replicates() }
+
 // admitRaw is admit for a connection that is the caller's.
-func (s *Store) admitRaw(server string, dial uint64) (current func() bool, err error) {
-	s.admission.Lock()
-	defer s.admission.Unlock()
-	if server != "" && s.settle(server, dial) != nil {
+func (n *node) admitRaw(p *place, server string, dial uint64) (current func() bool, err error) {
+	n.admission.Lock()
+	defer n.admission.Unlock()
+	if n.over.Load() || p != n.place.Load() || server != "" && n.settle(server, dial) != nil {
 		return nil, errMoved
 	}
-	s.generation.Add(1)
-	moves := s.moves.Load()
-	return func() bool { return server == "" || s.moves.Load() == moves }, nil
+	n.s.generation.Add(1)
+	moves := n.moves.Load()
+	return func() bool { return server == "" || n.moves.Load() == moves }, nil
 }
 
 // login sends everything at once: each command but the last one has one line for an answer, and an error does not keep
-// those behind it from being answered. It returns the run_id of the server, as wire.runID does.
+// those behind it from being answered. It returns the run_id of the server, as wire.identify does.
 func (s *Store) login(ctx context.Context, nc net.Conn, password string) (server string, err error) {
 	nc.SetDeadline(time.Now().Add(s.opt.DialTimeout))
 	unwatch := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
@@ -84,7 +136,11 @@ func (s *Store) login(ctx context.Context, nc net.Conn, password string) (server
 	}
 	command("CLIENT", "SETNAME", "sessile")
 	simple := commands
-	command("INFO", "server")
+	section := "server"
+	if s.opt.watched() {
+		section = "default"
+	}
+	command("INFO", section)
 	if _, err := nc.Write(request); err != nil {
 		return "", err
 	}
@@ -101,7 +157,7 @@ func (s *Store) login(ctx context.Context, nc net.Conn, password string) (server
 			return "", errors.New("login: what answers is not Redis")
 		}
 	}
-	if server, err = readRunID(r); err != nil {
+	if server, err = readIdentity(r, s.opt.watched()); err != nil {
 		return "", err
 	}
 	if r.Buffered() > 0 {
@@ -113,8 +169,8 @@ func (s *Store) login(ctx context.Context, nc net.Conn, password string) (server
 	return server, nc.SetDeadline(time.Time{})
 }
 
-// readRunID reads the answer to INFO.
-func readRunID(r *bufio.Reader) (string, error) {
+// readIdentity reads the answer to INFO.
+func readIdentity(r *bufio.Reader, primary bool) (string, error) {
 	line, err := r.ReadSlice('\n')
 	if err != nil {
 		return "", fmt.Errorf("login: %w", err)
@@ -122,12 +178,12 @@ func readRunID(r *bufio.Reader) (string, error) {
 	head := strings.TrimRight(string(line), "\r\n")
 	switch {
 	case strings.HasPrefix(head, "-"):
-		if err := newReplyError(strings.TrimPrefix(head[1:], "ERR ")); !err.silent() {
+		if err := newReplyError(strings.TrimPrefix(head[1:], "ERR ")); primary || !err.silent() {
 			return "", err
 		}
 		return "", nil
 	case !strings.HasPrefix(head, "$"):
-		return "", nil // of one line, whatever it is
+		return identity("", primary, nil) // of one line, whatever it is
 	}
 	n, err := strconv.Atoi(head[1:])
 	if err != nil || n < 0 || n > 1<<20 {
@@ -137,7 +193,7 @@ func readRunID(r *bufio.Reader) (string, error) {
 	if _, err := io.ReadFull(r, text); err != nil {
 		return "", fmt.Errorf("login: %w", err)
 	}
-	return infoFields(string(text))["run_id"], nil
+	return identity(string(text), primary, nil)
 }
 
 // DataKey appends to dst the name in Redis of the session under key, or fails as Load and Save would.

@@ -22,18 +22,34 @@ var (
 	//go:embed lua
 	files embed.FS
 
-	inspectScript = load("inspect")
+	inspectScript = load("inspect", "each")
 	scanScript    = load("scan")
+	slotsScript   = load("scanslots", "each")
 	writeScript   = load("write", "holds")
 	unlockScript  = load("unlock")
 
+	deleteScript   = load("delete", "clock", "gone", "holds")
+	lookScript     = load("look")
+	putBackScript  = load("putback", "clock", "gone")
+	registerScript = load("register")
+
+	markScript   = load("mark", "clock")
+	swapScript   = load("swap", "clock", "timely")
+	homeScript   = load("home", "clock", "timely")
+	spreadScript = load("spread", "each")
+	timelyScript = load("write", "clock", "timely", "holds")
+	extendScript = load("extend", "clock", "timely")
+	rightsScript = load("rights")
+
 	controlScript   = load("control")
 	dropScript      = load("drop", "clock")
-	fenceScript     = load("fence")
+	fenceScript     = load("fence", "each")
 	renewScript     = load("renew", "clock")
+	stepsScript     = load("steps", "each")
+	leaveScript     = load("leave", "each")
 	leasesScript    = load("leases", "clock")
-	unsettledScript = load("unsettled", "clock")
-	purgeScript     = load("purge")
+	unsettledScript = load("unsettled", "clock", "each")
+	purgeScript     = load("purge", "each")
 
 	beginScript      = load("begin", "fenced", "clock", "marker")
 	commitScript     = load("commit", "fenced", "marker")
@@ -43,9 +59,9 @@ var (
 	lastScript       = load("last", "fenced", "marker", "holds")
 	touchScript      = load("touch", "fenced", "clock", "marker")
 	copyScript       = load("copy", "fenced", "marker")
-	addScript        = load("add", "fenced")
-	sameScript       = load("same", "fenced")
-	removeScript     = load("remove", "fenced")
+	addScript        = load("add", "each", "below")
+	sameScript       = load("same", "each", "below")
+	removeScript     = load("remove", "each", "below")
 )
 
 type script struct {
@@ -81,52 +97,84 @@ func newScript(text string) *script {
 
 // run calls a script that writes; query one that does not.
 func (s *Store) run(ctx context.Context, op string, sc *script, keys []string, args ...string) *reply {
-	return s.call(ctx, op, store.ErrUnknown, sc, keys, args, nil)
+	return s.call(ctx, op, store.ErrUnknown, sc, keys, args, nil, nil)
 }
 
 func (s *Store) query(ctx context.Context, op string, sc *script, keys []string, args ...string) *reply {
-	return s.call(ctx, op, store.ErrUnavailable, sc, keys, args, nil)
+	return s.call(ctx, op, store.ErrUnavailable, sc, keys, args, nil, nil)
 }
 
-func (s *Store) call(ctx context.Context, op string, lost error, sc *script, keys, args []string, late func(args []string)) *reply {
+func (s *Store) call(ctx context.Context, op string, lost error, sc *script, keys, args []string, late lateArgs, done func(*reply)) *reply {
+	at := ""
+	if len(keys) > 0 {
+		at = keys[0]
+	}
+	return s.callAt(ctx, op, lost, sc, at, keys, args, late, done)
+}
+
+// callAt is call where the key lies that is called at.
+func (s *Store) callAt(ctx context.Context, op string, lost error, sc *script, at string, keys, args []string, late lateArgs, done func(*reply)) *reply {
+	return sc.call(keys, args, late, done, func(cmd []string, late lateArgs, done func(*reply)) *reply {
+		return s.send(ctx, op, lost, at, cmd, late, done)
+	})
+}
+
+// call calls a script by way of send, and at most once: NOSCRIPT means that it was not known. done is send's, for when the
+// script answers that it did what it was to do.
+func (sc *script) call(keys, args []string, complete lateArgs, done func(*reply),
+	send func(cmd []string, complete lateArgs, done func(*reply)) *reply) *reply {
 	cmd := make([]string, 0, 3+len(keys)+len(args))
 	cmd = append(cmd, "EVALSHA", sc.sha, strconv.Itoa(len(keys)))
 	cmd = append(append(cmd, keys...), args...)
-	if complete := late; complete != nil {
-		late = func(cmd []string) { complete(cmd[3+len(keys):]) }
+	var behindKeys lateArgs
+	if complete != nil {
+		behindKeys = func(w *wire, cmd []string) { complete(w, cmd[3+len(keys):]) }
 	}
-	r := s.send(ctx, op, lost, cmd, late)
+	answered := done
+	if done != nil {
+		answered = func(r *reply) {
+			if r = r.script(); r.err == nil {
+				done(r)
+			}
+		}
+	}
+	r := send(cmd, behindKeys, answered)
 	var re *replyError
 	if errors.As(r.err, &re) && re.code == "NOSCRIPT" {
 		cmd[0], cmd[1] = "EVAL", sc.text
-		r = s.send(ctx, op, lost, cmd, late)
+		r = send(cmd, behindKeys, answered)
 	}
-	r.items = r.list(0)
-	if r.err == nil {
-		r.err = r.outcome()
+	return r.script()
+}
+
+// script makes of the reply to EVAL that of the script.
+func (r *reply) script() *reply {
+	one := *r
+	one.items = one.list(0)
+	if one.err == nil {
+		one.err = one.outcome()
 	}
-	return r
+	return &one
 }
 
 func (r *reply) outcome() error {
-	switch code := r.int(0); code {
-	default:
-		if code < 0 {
-			return r.unreadable(fmt.Errorf("code %d", code))
-		}
-		return r.err // 0, or what the step's number is
-	case -1:
-		return store.ErrFenced
-	case -2:
+	code := r.int(0)
+	err, known := failures[code]
+	switch {
+	case code == -2:
 		return &store.BusyError{Left: r.millis(1)}
-	case -3:
-		return store.ErrLost
-	case -4:
-		return store.ErrAbsent
-	case -5:
-		return store.ErrConflict
+	case code == -7:
+		return &lateError{now: r.int(1)}
+	case known:
+		return err
+	case code < 0:
+		return r.unreadable(fmt.Errorf("code %d", code))
 	}
+	return r.err // 0, or what the step's number is
 }
+
+// failures are the codes by which scripts say why they did nothing, but for those that have something beside them.
+var failures = map[int64]error{-1: store.ErrFenced, -3: store.ErrLost, -4: store.ErrAbsent, -5: store.ErrConflict, -6: store.ErrSealed}
 
 // A reply is what came of a command: a failure, or the server's answer. What cannot be read of it is zero, and becomes
 // the reply's error.
@@ -138,6 +186,14 @@ type reply struct {
 }
 
 func (r *reply) fail() error { return r.err }
+
+// refused is fail for who reads one session: what is a hash, say, is there, and no session.
+func (r *reply) refused() error {
+	if re, ok := errors.AsType[*replyError](r.err); ok && strings.Contains(re.text, "WRONGTYPE") { // also from inside of a script
+		return fmt.Errorf("store/redis: %w", &store.RefusedError{Reason: store.ReasonType})
+	}
+	return r.err
+}
 
 func (r *reply) unreadable(err error) error {
 	if err != nil && r.err == nil {

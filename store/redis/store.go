@@ -9,20 +9,64 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/rueidis"
 	"github.com/sessile/sessile/store"
 )
 
-// Names. What a script touches comes to it from here, so that a slot's tag could be put in (Redis Cluster).
+// Names. What a script touches comes to it from here.
+//
+// In a Cluster a script touches only what lies in one slot. What is ours beside a session has a tag that puts it into
+// the session's slot, whatever braces the session's name has; control records and leases are in the slot of home. Elsewhere
+// there are no slots: all is in one, and the tag of that is "".
 
 const reserved = "sessile:" // what begins so is ours, and no session's
 
-func sideKey(data string) string      { return reserved + "m:{" + data + "}" }
-func controlKey() string              { return reserved + "control" }
-func fenceKey(workflow string) string { return reserved + "fence:" + workflow }
-func leaseKey(workflow string) string { return reserved + "leases:" + workflow }
-func intentsKey(wf string) string     { return reserved + "intents:" + wf }
-func aheadsKey(wf string) string      { return reserved + "aheads:" + wf }
-func stepsKey(wf string) string       { return reserved + "steps:" + wf }
+func controlKey(home string) string    { return reserved + "control" + home }
+func leaseKey(home, wf string) string  { return reserved + "leases:" + home + wf }
+func fenceKey(tag, wf string) string   { return reserved + "fence:" + tag + wf }
+func intentsKey(tag, wf string) string { return reserved + "intents:" + tag + wf }
+func aheadsKey(tag, wf string) string  { return reserved + "aheads:" + tag + wf }
+func stepsKey(tag, wf string) string   { return reserved + "steps:" + tag + wf }
+
+func sideKey(tag, data string) string {
+	if tag == "" {
+		return reserved + "m:{" + data + "}"
+	}
+	return reserved + "m:" + tag + data
+}
+
+// sideKey returns the name of what lies beside the session whose name in Redis is data.
+func (s *Store) sideKey(data string) string { return sideKey(s.tag(s.slotOf(data)), data) }
+
+// slotOf returns the slot of the session whose name in Redis is data.
+func (s *Store) slotOf(data string) int {
+	if s.cluster == nil {
+		return 0
+	}
+	return slotOf(data)
+}
+
+// slots returns how many slots there are.
+func (s *Store) slots() int {
+	if s.cluster == nil {
+		return 1
+	}
+	return slotCount
+}
+
+// tag returns the tag of a slot.
+func (s *Store) tag(slot int) string {
+	if s.cluster == nil {
+		return ""
+	}
+	return slotTag(slot)
+}
+
+// home returns the slot of what there is once.
+func (s *Store) home() int { return s.slotOf("sessile") }
+
+// markKey is the name of the mark of the sessions under prefix: two sites in one database have two.
+func markKey(tag, prefix string) string { return reserved + "mark:" + tag + prefix }
 
 const maxKey = 512
 
@@ -98,7 +142,7 @@ func (s *Store) Load(ctx context.Context, key string) (store.Record, error) {
 	if r.err == nil && !r.has(0) {
 		return store.Record{}, store.ErrAbsent
 	}
-	return store.Record{Data: r.bytes(0)}, r.fail()
+	return store.Record{Data: r.bytes(0)}, r.refused()
 }
 
 // Inspect is a GET and a PTTL in one step.
@@ -107,10 +151,10 @@ func (s *Store) Inspect(ctx context.Context, key string) (store.Record, error) {
 	if err != nil {
 		return store.Record{}, err
 	}
-	r := s.query(ctx, "inspect", inspectScript, []string{name})
-	rec := r.record(1)
+	r := s.queryOne(ctx, "inspect", inspectScript, name)
+	rec := r.record(0)
 	if rec == nil {
-		return store.Record{}, cmp.Or(r.err, store.ErrAbsent)
+		return store.Record{}, cmp.Or(r.refused(), store.ErrAbsent)
 	}
 	return *rec, r.fail()
 }
@@ -124,16 +168,20 @@ func (s *Store) InspectAll(ctx context.Context, keys []string) ([]*store.Record,
 			return nil, err
 		}
 	}
-	all := make([]*store.Record, 0, len(keys))
-	for len(all) < len(names) {
-		from := len(all)
-		r := s.query(ctx, "inspect", inspectScript, names[from:min(from+batchEntries, len(names))])
-		for i := 1; i == 1 || i+1 < len(r.items); i += 2 {
-			all = append(all, r.record(i))
-		}
-		if r.err != nil {
-			return nil, r.err
-		}
+	parts := make([]part, len(names))
+	for i, name := range names {
+		parts[i].names = []string{name}
+	}
+	all := make([]*store.Record, len(keys))
+	err := s.parts(ctx, "inspect", store.ErrUnavailable, inspectScript, nil, parts, func(i int, m *rueidis.RedisMessage) error {
+		items, err := m.ToArray()
+		r := &reply{op: "inspect", lost: store.ErrUnavailable, items: items}
+		r.unreadable(err)
+		all[i] = r.record(0)
+		return r.err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return all, nil
 }
@@ -156,13 +204,15 @@ func (s *Store) Save(ctx context.Context, key string, rec store.Record, cond sto
 	case store.IfPresent:
 		args = append(args, "XX")
 	default:
-		return s.run(ctx, "save", writeScript, []string{name}, cond.Encode(), px, string(rec.Data)).fail()
+		script := []string{cond.Encode(), px, string(rec.Data)}
+		r := s.call(ctx, "save", store.ErrUnknown, writeScript, []string{name}, script, nil, s.whenSaved(ctx, key, rec, cond))
+		return s.resolved(ctx, r.fail(), func(ctx context.Context) (bool, error) { return s.ResolveSave(ctx, key, rec) })
 	}
-	r := s.tell(ctx, "save", args...)
+	r := s.note(ctx, "save", s.whenSaved(ctx, key, rec, cond), args...)
 	if r.err == nil && !r.has(0) {
 		return store.ErrConflict
 	}
-	return r.fail()
+	return s.resolved(ctx, r.fail(), func(ctx context.Context) (bool, error) { return s.ResolveSave(ctx, key, rec) })
 }
 
 // Touch is one PEXPIRE.
@@ -175,45 +225,106 @@ func (s *Store) Touch(ctx context.Context, key string, expires time.Time) error 
 	if err != nil {
 		return err
 	}
-	r := s.tell(ctx, "touch", "PEXPIRE", name, px)
-	if !r.flag(0) {
-		return cmp.Or(r.err, store.ErrAbsent)
+	var done func(*reply)
+	if asked := time.Now(); s.Remembers() {
+		done = func(r *reply) {
+			if r.flag(0) {
+				s.Touched(key, expires, asked)
+			}
+		}
 	}
-	return nil
+	r := s.note(ctx, "touch", done, "PEXPIRE", name, px)
+	err = r.err
+	if there := r.flag(0); err == nil && !there {
+		err = cmp.Or(r.err, store.ErrAbsent)
+	}
+	return s.resolved(ctx, err, func(ctx context.Context) (bool, error) {
+		r := s.note(ctx, "touch", done, "PEXPIRE", name, px) // it neither creates nor changes anything else
+		if r.err == nil && !r.flag(0) {
+			return true, cmp.Or(r.err, store.ErrAbsent)
+		}
+		return true, r.fail()
+	})
 }
 
-// Delete is one DEL, or a script where there is a condition.
-func (s *Store) Delete(ctx context.Context, key string, cond store.Condition) (bool, error) {
+// Delete is one DEL, or a script where there is a condition, or where servers change their roles: then it leaves a gone
+// marker.
+func (s *Store) Delete(ctx context.Context, key string, cond store.Condition) (existed bool, err error) {
 	name, err := s.name(key)
 	if err != nil {
 		return false, err
 	}
-	if cond == store.Always {
-		r := s.tell(ctx, "delete", "DEL", name)
-		return r.flag(0), r.fail()
+	gone := func(err error) (bool, error) {
+		err = s.resolved(ctx, err, func(ctx context.Context) (bool, error) {
+			existed = true // as far as anybody knows
+			return s.ResolveDelete(ctx, key)
+		})
+		return existed, err
 	}
-	r := s.run(ctx, "delete", writeScript.spare, []string{name}, cond.Encode(), "0", "")
-	return r.flag(1), r.fail()
+	if s.Remembers() {
+		asked := time.Now()
+		r := s.call(ctx, "delete", store.ErrUnknown, deleteScript, []string{name, s.sideKey(name)}, []string{cond.Encode(), s.goneLife()}, nil,
+			func(r *reply) { s.Deleted(key, asked, store.Version(r.text(2)), uint64(r.int(3))) })
+		existed = r.flag(1)
+		return gone(r.fail())
+	}
+	var r *reply
+	if cond == store.Always {
+		r = s.tell(ctx, "delete", "DEL", name)
+		existed = r.flag(0)
+	} else {
+		r = s.run(ctx, "delete", writeScript.spare, []string{name}, cond.Encode(), "0", "")
+		existed = r.flag(1)
+	}
+	return gone(r.fail())
 }
 
 var globEscaper = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`)
 
 // Scan is one script: SCAN, and TYPE of what it found. It leaves out what is under the prefix and is no session: locks
-// (Page.Skipped["lock"]), our own ("sessile"), values that are not strings ("type"), keys that are none ("key").
-func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.Page, err error) {
-	if _, err := strconv.ParseUint("0"+cursor, 10, 64); err != nil {
-		return page, fmt.Errorf("store/redis: scan: not a cursor: %w", store.ErrInvalid)
-	}
+// (Page.Skipped["lock"]), our own ("sessile"), values that are not strings ("type"), keys that are none ("key"). In a Cluster
+// see scanSlots.
+func (s *Store) Scan(ctx context.Context, cursor string, limit int) (store.Page, error) {
 	if limit <= 0 {
 		limit = 100
 	}
-	r := s.query(ctx, "scan", scanScript, nil, cmp.Or(cursor, "0"), globEscaper.Replace(s.opt.Prefix)+"*",
-		strconv.Itoa(min(limit, 1000))) // the server does nothing else meanwhile
-	page.Skipped = make(map[string]int)
-	if n := r.int(3); n > 0 {
-		page.Skipped["type"] = int(n)
+	if s.cluster != nil {
+		return s.scanSlots(ctx, cursor, limit)
 	}
-	for _, data := range r.texts(4) {
+	if _, err := strconv.ParseUint("0"+cursor, 10, 64); err != nil {
+		return store.Page{}, errCursor
+	}
+	page, _, err := s.scan(ctx, cursor, limit, "")
+	return page, err
+}
+
+var errCursor = fmt.Errorf("store/redis: scan: not a cursor: %w", store.ErrInvalid)
+
+// scan is one step of SCAN. In a Cluster it is for the server that has the slot of the name; here says whether one does.
+func (s *Store) scan(ctx context.Context, cursor string, limit int, name string) (page store.Page, here bool, err error) {
+	args := []string{cmp.Or(cursor, "0"), globEscaper.Replace(s.opt.Prefix) + "*", strconv.Itoa(min(limit, 1000)), name} // the server does nothing else meanwhile
+	r := s.callAt(ctx, "scan", store.ErrUnavailable, scanScript, name, nil, args, nil, nil)
+	others := int(r.int(3))
+	s.list(&page, others, r.texts(4))
+	if page.Cursor = r.text(1); page.Cursor == "0" {
+		page.Cursor = ""
+	}
+	if s.opt.Prefix == "" {
+		page.Total = int(r.int(2))
+	}
+	return page, others >= 0, r.fail()
+}
+
+// list puts names in Redis into a page, those that are of sessions, and counts the rest. others are of values that are not
+// strings.
+func (s *Store) list(page *store.Page, others int, names []string) {
+	if page.Skipped == nil {
+		page.Skipped = make(map[string]int)
+	}
+	if others > 0 {
+		page.Skipped["type"] += others
+	}
+	for _, data := range names {
 		key := strings.TrimPrefix(data, s.opt.Prefix)
 		switch _, err := s.name(key); {
 		case err == nil:
@@ -226,13 +337,6 @@ func (s *Store) Scan(ctx context.Context, cursor string, limit int) (page store.
 			page.Skipped["key"]++
 		}
 	}
-	if page.Cursor = r.text(1); page.Cursor == "0" {
-		page.Cursor = ""
-	}
-	if s.opt.Prefix == "" {
-		page.Total = int(r.int(2))
-	}
-	return page, r.fail()
 }
 
 // lockGrace is how long the answer to an attempt at a lock is waited for beyond the end of the context, so that a lock
@@ -256,9 +360,17 @@ func (s *Store) Lock(ctx context.Context, key, token string, life time.Duration)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(lockGrace, cancel) })()
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		r := s.tell(attempt, "lock", "SET", name+s.opt.LockSuffix, token, "NX", "PX", millis(life))
+		asked := time.Now()
+		done := func(r *reply) {
+			if r.has(0) {
+				s.Locked(key, token, asked.Add(life))
+			}
+		}
+		r := s.note(attempt, "lock", done, "SET", name+s.opt.LockSuffix, token, "NX", "PX", millis(life))
 		if r.has(0) || r.err != nil {
-			return r.fail()
+			return s.resolved(attempt, r.fail(), func(ctx context.Context) (bool, error) {
+				return s.ResolveLock(ctx, key, token, asked.Add(life))
+			})
 		}
 		select {
 		case <-time.After(pause/2 + rand.N(pause)):
@@ -274,8 +386,18 @@ func (s *Store) Unlock(ctx context.Context, key, token string) (held bool, err e
 	if err != nil {
 		return false, err
 	}
-	r := s.run(ctx, "unlock", unlockScript, []string{name + s.opt.LockSuffix}, token)
-	return r.flag(1), r.fail()
+	once := func(ctx context.Context) (bool, error) {
+		r := s.call(ctx, "unlock", store.ErrUnknown, unlockScript, []string{name + s.opt.LockSuffix}, []string{token}, nil,
+			func(r *reply) { s.Unlocked(key, token) })
+		held = r.flag(1)
+		return true, r.fail()
+	}
+	_, err = once(ctx)
+	return held, s.resolved(ctx, err, func(ctx context.Context) (bool, error) {
+		_, err := once(ctx) // it releases nobody else's
+		held = true
+		return true, err
+	})
 }
 
 // LockHolder is Inspect of the lock.
@@ -284,6 +406,6 @@ func (s *Store) LockHolder(ctx context.Context, key string) (token string, left 
 	if err != nil {
 		return "", 0, err
 	}
-	r := s.query(ctx, "lock holder", inspectScript, []string{name + s.opt.LockSuffix})
-	return r.text(1), max(0, r.millis(2)), r.fail()
+	r := s.queryOne(ctx, "lock holder", inspectScript, name+s.opt.LockSuffix)
+	return r.text(0), max(0, r.millis(1)), r.fail()
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,6 +30,18 @@ func TestParseURL(t *testing.T) {
 		"redis://h?prefx=a":                   `did you mean "prefix"?`,
 		"redis://h?db=1":                      `unknown parameter "db"`,
 		"redis://h?time_out=1s":               `did you mean "timeout"?`,
+		"redis://h?hold=1s":                   `unknown parameter "hold"`,
+		"redis-sentinel://h":                  "/name-of-the-master",
+		"redis-sentinel://h/m/x":              "/number-of-the-database",
+		"redis-sentinel://h,:1/m":             "not host:port",
+		"redis-sentinel://h:99999/m":          "not host:port",
+		"redis-sentinel://h/m?hold=-1s":       "not more than 0",
+		"redis-sentinel://h/m?safety=y":       "neither strict nor normal",
+		"redis-sentinel://h/m?lease=1s":       "goes with safety=strict",
+		"redis-sentinel://h/m?sentinel_tls=x": "unknown parameter",
+		"redis-sentinel://h/m?shortfall=x":    "neither accept nor fail",
+		"redis-cluster://h/1":                 "only database 0",
+		"redis-cluster://h?safety=strict":     "unknown parameter",
 		"redis://h?passwordfile=/etc/topsec":  `did you mean "password_file"?`,
 		"redis://h?ca_file=/x":                `unknown parameter "ca_file"`,
 		"redis://h?timeout=5":                 "missing unit",
@@ -59,6 +72,22 @@ func TestParseURL(t *testing.T) {
 		}
 	}
 
+	sentinels := Options{Network: "tcp", Username: "u", Password: "p", Sentinels: []string{"s1:26379", "s2:1"}, Master: "m", Database: 3,
+		Sentinel: SentinelOptions{Password: "q", ConnectTimeout: time.Second}, Failover: FailoverOptions{Replay: -1, Lease: 500 * time.Millisecond}}
+	for text, want := range map[string]Options{
+		"redis-sentinel://u:p@s1,s2:1/m/3?sentinel_password=q&sentinel_connect_timeout=1s&replay=off&safety=strict": sentinels,
+		"redis-cluster://n1,n2:7/0?wait=1s&shortfall=fail": {Network: "tcp", Cluster: []string{"n1:6379", "n2:7"},
+			Failover: FailoverOptions{Wait: time.Second, Strict: true}},
+	} {
+		u, err := url.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ParseURL(u); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("ParseURL(%q): got %+v, %v, want %+v", text, got, err, want)
+		}
+	}
+
 	u, _ := url.Parse("rediss://u:p%40@h:7/3?prefix=P%3A&lock_suffix=.l&timeout=3s&dial_timeout=4s&max_value=9&connections=5")
 	o, err := ParseURL(u)
 	if err != nil {
@@ -70,7 +99,7 @@ func TestParseURL(t *testing.T) {
 	o.TLS = nil
 	want := Options{Network: "tcp", Addr: "h:7", Username: "u", Password: "p@", Database: 3, Prefix: "P:", LockSuffix: ".l",
 		Timeout: 3 * time.Second, DialTimeout: 4 * time.Second, MaxValue: 9, Connections: 5}
-	if o != want {
+	if !reflect.DeepEqual(o, want) {
 		t.Errorf("ParseURL: got %+v, want %+v", o, want)
 	}
 }
@@ -161,8 +190,14 @@ func TestWhatLiesInRedis(t *testing.T) {
 	}
 	server.Do("HSET", "PHPREDIS_SESSION:hash", "f", "v")
 	for what, err := range map[string]error{
-		"Load":      func() error { _, err := s.Load(ctx, "hash"); return err }(),
-		"Inspect":   func() error { _, err := s.Inspect(ctx, "hash"); return err }(),
+		"Load":    func() error { _, err := s.Load(ctx, "hash"); return err }(),
+		"Inspect": func() error { _, err := s.Inspect(ctx, "hash"); return err }(),
+	} {
+		if refused, ok := errors.AsType[*store.RefusedError](err); !ok || refused.Reason != store.ReasonType {
+			t.Errorf("%s of a hash: got %v, want a refusal", what, err)
+		}
+	}
+	for what, err := range map[string]error{
 		"IfVersion": s.Save(ctx, "hash", live("x"), store.IfVersion("v")),
 		"LockHolder": func() error {
 			server.Do("HSET", "PHPREDIS_SESSION:h_LOCK", "f", "v")

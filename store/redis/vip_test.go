@@ -184,7 +184,7 @@ func TestAServerThatDoesNotSayWhichOneItIs(t *testing.T) {
 			t.Fatalf("%s: Ping: %v", what, err)
 		}
 		up := func() (n int) {
-			for _, l := range s.links {
+			for _, l := range s.node.links {
 				if w := l.wire.Load(); w != nil && w.conn.up() {
 					n++
 				}
@@ -253,22 +253,24 @@ func TestAdmission(t *testing.T) {
 		{"of who knows which, beside one of the kind", made{"", 1}, made{"", 2}, false, false},
 		{"of a server, beside one of who knows which", made{"", 1}, made{"a", 2}, true, true},
 	} {
+		s := &Store{opt: Options{Connections: 2}}
+		s.node = newNode(s, "tcp", "x")
+		n := s.node
 		of := func(m made) *wire {
 			nc, _ := net.Pipe()
-			return &wire{conn: newConn(nc, framingLimits{}), server: m.server, dial: m.dial}
+			return &wire{conn: newConn(nc, framingLimits{}), server: m.server, dial: m.dial, place: n.place.Load()}
 		}
-		s := &Store{links: []*link{{}, {}}}
 		there, w := of(c.there), of(c.is)
-		if rival := s.admit(s.links[0], there); rival != nil {
+		if rival := n.admit(n.links[0], there); rival != nil {
 			t.Fatalf("%s: the first one gives way", c.what)
 		}
-		if rival := s.admit(s.links[1], w); (rival == nil) != c.admitted || rival != nil && rival != there {
+		if rival := n.admit(n.links[1], w); (rival == nil) != c.admitted || rival != nil && rival != there {
 			t.Errorf("%s: admitted %v, want %v", c.what, rival == nil, c.admitted)
 		}
-		if s.links[1].wire.Load() == w != c.admitted || there.conn.up() == c.closes || s.Generation() == 2 != c.admitted {
-			t.Errorf("%s: in use %v, the other one up %v, generation %d", c.what, s.links[1].wire.Load() == w, there.conn.up(), s.Generation())
+		if n.links[1].wire.Load() == w != c.admitted || there.conn.up() == c.closes || s.Generation() == 2 != c.admitted {
+			t.Errorf("%s: in use %v, the other one up %v, generation %d", c.what, n.links[1].wire.Load() == w, there.conn.up(), s.Generation())
 		}
-		if got, err := s.wire(); err != nil || (got == there) == c.admitted && c.closes {
+		if got, err := n.wire(); err != nil || (got == there) == c.admitted && c.closes {
 			t.Errorf("%s: wire: got the one that was there %v, %v", c.what, got == there, err)
 		}
 	}

@@ -6,12 +6,15 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/rueidis"
 	"github.com/sessile/sessile/store"
 )
 
@@ -19,87 +22,234 @@ type workflow struct {
 	s    *Store
 	name string
 
-	steps atomic.Pointer[steps]
+	steps   atomic.Pointer[steps]
+	indices func() []part // of all slots
 }
 
 // Workflow opens the records of one workflow.
 func (s *Store) Workflow(name string) store.Workflow {
 	w := &workflow{s: s, name: name}
+	w.indices = sync.OnceValue(func() []part { // what sweeps ask for all the time
+		return w.slotParts(w.allSlots(), func(tag string) []string { return []string{intentsKey(tag, name), aheadsKey(tag, name)} })
+	})
 	w.Accept()
 	return w
 }
 
 // Accept makes the steps count under another name: what is still on its way under the old one is refused.
-func (w *workflow) Accept() { w.steps.Store(&steps{handle: rand.Text()[:12]}) }
-
-// steps are what the server has done for a handle.
-type steps struct {
-	handle   string        // the name that it counts them under
-	answered atomic.Uint64 // the highest number that it has answered
+func (w *workflow) Accept() {
+	w.steps.Store(&steps{handle: rand.Text()[:12], of: make([]slotSteps, w.s.slots())})
 }
 
-// run calls a script of which args[at] is how many steps were answered. It is looked up when the connection is known: what
-// was made out for one server, and comes to one with an older memory, would be counted there as if it were the step that
-// was forgotten.
-func (w *workflow) run(ctx context.Context, name string, sc *script, keys, args []string, steps *steps, at int) *reply {
-	r := w.s.call(ctx, name, store.ErrUnknown, sc, keys, args, func(args []string) { args[at] = digits(steps.answered.Load()) })
+// steps are what the servers have done for a handle, in each slot.
+type steps struct {
+	handle string // the name that they count them under
+	forgot atomic.Bool
+	stands atomic.Int64 // the fence of home when all slots were last found to be in order, and 1; 0: never
+	of     []slotSteps
+}
+
+type slotSteps struct {
+	answered atomic.Uint64 // the highest number that was answered
+	memory   atomic.Uint64 // of what server it was seen last that it knows them; see verify
+	bare     atomic.Int64  // stands when there was none then, while there was one in home
+}
+
+// run calls a script of which args[at] is how many steps were answered in that slot. It is looked up when the connection is
+// known: what was made out for one server, and comes to one with an older memory, would be counted there as if it were the
+// step that was forgotten.
+func (w *workflow) run(ctx context.Context, name string, sc *script, keys, args []string, steps *steps, slot, at int) *reply {
+	of := &steps.of[slot]
+	r := w.s.call(ctx, name, store.ErrUnknown, sc, keys, args, func(_ *wire, args []string) { args[at] = digits(of.answered.Load()) }, nil)
 	if r.err == nil {
-		steps.saw(uint64(r.int(0)))
+		of.saw(uint64(r.int(0)))
 	}
 	return r
 }
 
-func (s *steps) saw(step uint64) {
+func (s *slotSteps) saw(step uint64) {
 	for old := s.answered.Load(); old < step && !s.answered.CompareAndSwap(old, step); old = s.answered.Load() {
 	}
 }
 
+// homeTag is the tag of what there is once.
+func (s *Store) homeTag() string { return s.tag(s.home()) }
+
 // Workflows lists the fields of the hash of control records.
 func (s *Store) Workflows(ctx context.Context) ([]string, error) {
-	r := s.ask(ctx, "workflows", "HKEYS", controlKey())
+	r := s.ask(ctx, "workflows", "HKEYS", controlKey(s.homeTag()))
 	names := r.texts(0)
 	slices.Sort(names)
 	return names, r.fail()
 }
 
 func (w *workflow) Control(ctx context.Context) ([]byte, error) {
-	r := w.s.ask(ctx, "control", "HGET", controlKey(), w.name)
+	r := w.s.ask(ctx, "control", "HGET", controlKey(w.s.homeTag()), w.name)
 	return r.bytes(0), r.fail()
 }
 
 func (w *workflow) SwapControl(ctx context.Context, old, next []byte) error {
+	_, err := w.swapControl(ctx, old, next)
+	return err
+}
+
+// swapControl returns the fence that there was at that moment.
+func (w *workflow) swapControl(ctx context.Context, old, next []byte) (fence uint64, err error) {
 	encode := func(b []byte) string {
 		if b == nil {
 			return "-"
 		}
 		return "+" + string(b)
 	}
-	return w.s.run(ctx, "swap control", controlScript, []string{controlKey()}, w.name, encode(old), encode(next)).fail()
+	home := w.s.homeTag()
+	r := w.s.run(ctx, "swap control", controlScript, []string{controlKey(home), fenceKey(home, w.name)}, w.name, encode(old), encode(next))
+	if r.err == nil {
+		w.s.takeover()
+	}
+	return uint64(r.int(1)), r.fail()
 }
 
-func (w *workflow) Fence(ctx context.Context) (uint64, error) {
-	r := w.s.ask(ctx, "fence", "GET", fenceKey(w.name))
-	return uint64(r.int(0)), r.fail()
+// Fence returns the highest of the fences of all slots: an epoch below that may not write everywhere. All of them are the same
+// but while one is raised.
+func (w *workflow) Fence(ctx context.Context) (highest uint64, err error) {
+	err = w.look(ctx, "", w.allSlots(), func(_ int, fence, _ uint64) { highest = max(highest, fence) })
+	return highest, err
 }
 
+// RaiseFence ends with the fence of home: where that stands, the others do.
 func (w *workflow) RaiseFence(ctx context.Context, epoch uint64) error {
 	if epoch > maxEpoch {
 		return errEpoch
 	}
-	return w.s.run(ctx, "raise fence", fenceScript, []string{fenceKey(w.name)}, digits(epoch)).fail()
+	all := slices.DeleteFunc(w.allSlots(), func(slot int) bool { return slot == w.s.home() })
+	if err := w.raise(ctx, epoch, all); err != nil {
+		return err
+	}
+	return w.raise(ctx, epoch, []int{w.s.home()})
+}
+
+func (w *workflow) raise(ctx context.Context, epoch uint64, slots []int) error {
+	parts := w.slotParts(slots, func(tag string) []string { return []string{fenceKey(tag, w.name)} })
+	return w.s.parts(ctx, "raise fence", store.ErrUnknown, fenceScript, []string{digits(epoch)}, parts, allDone)
+}
+
+func allDone(_ int, m *rueidis.RedisMessage) error {
+	_, err := did(m)
+	return err
+}
+
+func (w *workflow) allSlots() []int {
+	all := make([]int, w.s.slots())
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// slotParts are parts of a script that is about slots.
+func (w *workflow) slotParts(slots []int, names func(tag string) []string, args ...string) []part {
+	parts := make([]part, len(slots))
+	for i, slot := range slots {
+		parts[i] = part{names(w.s.tag(slot)), args}
+	}
+	return parts
+}
+
+// look reads the fences of slots, and how many steps of a handle are known there.
+func (w *workflow) look(ctx context.Context, handle string, slots []int, seen func(slot int, fence, steps uint64)) error {
+	parts := w.slotParts(slots, func(tag string) []string { return []string{fenceKey(tag, w.name), stepsKey(tag, w.name)} })
+	return w.s.parts(ctx, "look", store.ErrUnavailable, stepsScript, []string{handle}, parts, func(i int, m *rueidis.RedisMessage) error {
+		items, err := m.ToArray()
+		r := &reply{op: "look", lost: store.ErrUnavailable, items: items}
+		r.unreadable(err)
+		fence, steps := uint64(r.int(0)), uint64(r.int(1))
+		if r.err == nil {
+			seen(slots[i], fence, steps)
+		}
+		return r.err
+	})
 }
 
 // Renew is not refused by a server that is out of memory: the gateways must be able to go on, and back.
 func (w *workflow) Renew(ctx context.Context, gateway string, info []byte, life time.Duration) (store.Renewal, error) {
-	steps := w.steps.Load()
-	keys := []string{leaseKey(w.name), controlKey(), stepsKey(w.name)}
+	steps, home := w.steps.Load(), w.s.homeTag()
+	keys := []string{leaseKey(home, w.name), controlKey(home), stepsKey(home, w.name), fenceKey(home, w.name)}
 	args := []string{w.name, gateway, millis(life), string(info), steps.handle, ""}
-	r := w.run(ctx, "renew", renewScript, keys, args, steps, 5)
-	return store.Renewal{Control: r.bytes(1), Forgot: r.int(0) == 0, Now: time.UnixMilli(r.int(2))}, r.fail()
+	asked := time.Now()
+	r := w.run(ctx, "renew", renewScript, keys, args, steps, w.s.home(), 5)
+	if r.err == nil && w.s.cluster != nil {
+		r.err = w.verify(ctx, steps, uint64(r.int(3)))
+	}
+	forgot := r.int(0) == 0 || steps.forgot.Load()
+	return store.Renewal{Control: r.bytes(1), Forgot: forgot, Now: time.UnixMilli(r.int(2)), Down: r.err == nil && w.s.node != nil && w.s.node.silent != nil && w.s.node.silent(asked)}, r.fail()
+}
+
+// verify finds out whether the other slots of a Cluster know the steps that were answered there.
+//
+// A slot that is another server's since it was last looked at, or that of a server with another run_id or config epoch, has to
+// be looked at: no renewal without it. That is every slot after a failover, and rarely any. Where a memory is cut short
+// without any of that (FLUSHALL) a few slots show it, each time others.
+//
+// The servers' histories are each their own: one may have lost a fence that the control record in another says was raised.
+// Where that was since the last renewal, it is raised again. A fence below that of home (which is raised last) at the last
+// renewal is a memory that was lost: with it goes what was copied since, and what a reconcile pass has found to be the same. None
+// of that need be a step of this gateway's. Where there was none since Accept, nothing more is to be found out by that.
+func (w *workflow) verify(ctx context.Context, steps *steps, fence uint64) error {
+	type state struct{ answered, memory uint64 }
+	before := make([]state, len(steps.of)) // anything is asked
+	split := w.s.cluster.splitSlots()
+	var must, some []int
+	for slot := range steps.of {
+		of := &steps.of[slot]
+		before[slot] = state{of.answered.Load(), w.s.cluster.memory(slot)}
+		if of.memory.Load() != before[slot].memory && split[slot] == nil {
+			must = append(must, slot) // one that is in two places is served to nobody until it is whole, and is looked at then
+		}
+	}
+	stood := steps.stands.Load()
+	look := func(ctx context.Context, slots []int) error {
+		var behind []int
+		err := w.look(ctx, steps.handle, slots, func(slot int, at, known uint64) {
+			of := &steps.of[slot]
+			if known < before[slot].answered || int64(at) < stood-1 && (at > 0 || of.bare.Load() != stood) {
+				steps.forgot.Store(true)
+			}
+			if at < fence && (at > 0 || stood == 1) { // there was none anywhere
+				behind = append(behind, slot)
+				return
+			}
+			if at == 0 && fence > 0 {
+				of.bare.Store(int64(fence) + 1)
+			}
+			of.memory.Store(before[slot].memory)
+		})
+		if err == nil && len(behind) > 0 {
+			err = w.raise(ctx, fence, behind)
+		}
+		if err == nil {
+			for _, slot := range behind {
+				steps.of[slot].memory.Store(before[slot].memory)
+			}
+		}
+		return err
+	}
+	if err := look(ctx, must); err != nil {
+		return err
+	}
+	steps.stands.Store(int64(fence) + 1)
+	for range 64 {
+		if slot := mathrand.IntN(len(steps.of)); split[slot] == nil {
+			some = append(some, slot)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	_ = look(ctx, some) // a shard that is away keeps nobody else from going on
+	return nil
 }
 
 func (w *workflow) Leases(ctx context.Context) (leases []store.Lease, err error) {
-	r := w.s.query(ctx, "leases", leasesScript, []string{leaseKey(w.name)})
+	r := w.s.query(ctx, "leases", leasesScript, []string{leaseKey(w.s.homeTag(), w.name)})
 	for f := range slices.Chunk(r.texts(2), 2) {
 		till, info, _ := strings.Cut(f[1], "|")
 		ms, err := strconv.ParseInt(till, 10, 64)
@@ -112,17 +262,19 @@ func (w *workflow) Leases(ctx context.Context) (leases []store.Lease, err error)
 }
 
 func (w *workflow) DropLease(ctx context.Context, gateway string) error {
-	return w.s.run(ctx, "drop lease", dropScript, []string{leaseKey(w.name)}, gateway).fail()
+	return w.s.run(ctx, "drop lease", dropScript, []string{leaseKey(w.s.homeTag(), w.name)}, gateway).fail()
 }
 
-// Leave is two commands. The steps go last: without them a lease would be renewed by nobody.
+// Leave is two commands, in a Cluster more. The steps go last: without them a lease would be renewed by nobody.
 func (w *workflow) Leave(ctx context.Context, gateway string) error {
-	if err := w.s.tell(ctx, "leave", "HDEL", leaseKey(w.name), gateway).fail(); err != nil {
+	if err := w.s.tell(ctx, "leave", "HDEL", leaseKey(w.s.homeTag(), w.name), gateway).fail(); err != nil {
 		return err
 	}
-	handle := w.steps.Load().handle
+	steps := w.steps.Load()
 	w.Accept()
-	return w.s.tell(ctx, "leave", "HDEL", stepsKey(w.name), handle).fail()
+	used := slices.DeleteFunc(w.allSlots(), func(slot int) bool { return steps.of[slot].answered.Load() == 0 })
+	parts := w.slotParts(used, func(tag string) []string { return []string{stepsKey(tag, w.name)} })
+	return w.s.parts(ctx, "leave", store.ErrUnknown, leaveScript, []string{steps.handle}, parts, allDone)
 }
 
 // LoadMarked is one MGET of value, marker and fence. A value that is no string counts as absent in it. Marker.Left is not
@@ -132,7 +284,8 @@ func (w *workflow) LoadMarked(ctx context.Context, key string) (rec *store.Recor
 	if err != nil {
 		return nil, m, err
 	}
-	r := w.s.ask(ctx, "load", "MGET", name, sideKey(name), fenceKey(w.name))
+	tag := w.s.tag(w.s.slotOf(name))
+	r := w.s.ask(pass(ctx, forgotten), "load", "MGET", name, sideKey(tag, name), fenceKey(tag, w.name))
 	r.items = r.list(0)
 	if !r.has(2) {
 		return nil, m, cmp.Or(r.err, store.ErrFenced)
@@ -157,7 +310,7 @@ func parseMarker(raw string) (m store.Marker, err error) {
 		m = store.Marker{Kind: store.AheadOf, Nonce: f[1]}
 		m.Version, err = strconv.ParseUint(f[3], 10, 64)
 		return m, err
-	case len(f) == 2 && f[0] == "g":
+	case (len(f) == 2 || len(f) == 3) && f[0] == "g":
 		return store.Marker{Kind: store.GoneMark}, nil
 	}
 	return m, errors.New("not a marker")
@@ -209,10 +362,12 @@ func (w *workflow) step(ctx context.Context, name string, sc *script, key string
 	if v.px == absence.px {
 		sc = sc.spare
 	}
-	keys := []string{fenceKey(w.name), data, sideKey(data), intentsKey(w.name), aheadsKey(w.name), stepsKey(w.name)}
+	slot := w.s.slotOf(data)
+	tag := w.s.tag(slot)
+	keys := []string{fenceKey(tag, w.name), data, sideKey(tag, data), intentsKey(tag, w.name), aheadsKey(tag, w.name), stepsKey(tag, w.name)}
 	steps := w.steps.Load()
 	args := append([]string{digits(op.Epoch), key, op.Nonce, millis(op.Lease), v.px, v.data, steps.handle, ""}, more...)
-	return w.run(ctx, name, sc, keys, args, steps, 7)
+	return w.run(ctx, name, sc, keys, args, steps, slot, 7)
 }
 
 // stepTo is step with a record.
@@ -312,12 +467,6 @@ func (w *workflow) Copy(ctx context.Context, key string, epoch uint64, rec *stor
 	return w.stepTo(ctx, "copy", copyScript, key, plain(epoch), rec).fail()
 }
 
-// A script on a batch holds everybody else up: as many entries and bytes as take the server about a millisecond.
-const (
-	batchEntries = 250
-	batchBytes   = 512 << 10
-)
-
 // names returns the names of keys, all of them valid.
 func (w *workflow) names(epoch uint64, n int, key func(i int) string) ([]string, error) {
 	if epoch > maxEpoch {
@@ -334,49 +483,35 @@ func (w *workflow) names(epoch uint64, n int, key func(i int) string) ([]string,
 	return names, nil
 }
 
-// batch calls a fenced script for entries, in several steps where they are many. For each the script gets the lifetime
-// and what encode makes of the record, which is nil where it is overdue. Where a step fails, what was answered before
-// is returned beside the error.
+// batch calls a script of parts for entries, in several steps where they are many. For each the script gets the lifetime
+// and what encode makes of the record, which is nil where it is overdue. Where a step fails, what was answered is
+// returned beside the error.
 func (w *workflow) batch(ctx context.Context, op string, sc *script, epoch uint64, entries []store.Entry, encode func(*store.Record) string) ([]bool, error) {
 	names, err := w.names(epoch, len(entries), func(i int) string { return entries[i].Key })
 	if err != nil {
 		return nil, err
 	}
-	pxs := make([]string, len(entries))
+	parts := make([]part, len(entries))
 	for i, e := range entries { // before anything is touched
-		pxs[i] = absence.px
-		if e.Record != nil {
-			if pxs[i], err = w.s.px(*e.Record); err != nil {
+		px, rec := absence.px, e.Record
+		if rec != nil {
+			if px, err = w.s.px(*rec); err != nil {
 				return nil, fmt.Errorf("entry %d: %w", i, err)
 			}
 		}
+		if px == absence.px {
+			rec = nil
+		}
+		tag := w.s.tag(w.s.slotOf(names[i]))
+		parts[i] = part{[]string{fenceKey(tag, w.name), names[i], sideKey(tag, names[i])}, []string{px, encode(rec)}}
 	}
 	yes := make([]bool, len(entries))
-	for i := 0; i < len(entries); {
-		from, size := i, 0
-		keys, args := []string{fenceKey(w.name)}, []string{digits(epoch)}
-		for ; i < len(entries) && i-from < batchEntries && size < batchBytes; i++ {
-			rec := entries[i].Record
-			if pxs[i] == absence.px {
-				rec = nil
-			}
-			keys = append(keys, names[i], sideKey(names[i]))
-			args = append(args, pxs[i], encode(rec))
-			size += len(args[len(args)-1])
-		}
-		r := w.s.run(ctx, op, sc, keys, args...)
-		answer := r.text(1)
-		if r.err == nil && len(answer) != i-from {
-			r.unreadable(fmt.Errorf("%d answers for %d entries", len(answer), i-from))
-		}
-		if r.err != nil {
-			return yes, r.err
-		}
-		for j := range len(answer) {
-			yes[from+j] = answer[j] == '1'
-		}
-	}
-	return yes, nil
+	err = w.s.parts(ctx, op, store.ErrUnknown, sc, []string{digits(epoch)}, parts, func(i int, m *rueidis.RedisMessage) error {
+		n, err := did(m)
+		yes[i] = n > 0
+		return err
+	})
+	return yes, err
 }
 
 // Add takes several steps for a large batch, each of them atomic. An absent or overdue record is not stored.
@@ -399,73 +534,118 @@ func (w *workflow) Remove(ctx context.Context, epoch uint64, keys []string) (rem
 	if err != nil {
 		return 0, err
 	}
-	for len(keys) > 0 {
-		n := min(len(keys), batchEntries)
-		touched := []string{fenceKey(w.name), intentsKey(w.name), aheadsKey(w.name)}
-		for _, name := range names[:n] {
-			touched = append(touched, name, sideKey(name))
-		}
-		r := w.s.run(ctx, "remove", removeScript, touched, append([]string{digits(epoch)}, keys[:n]...)...)
-		if removed += int(r.int(1)); r.err != nil {
-			return removed, r.err
-		}
-		names, keys = names[n:], keys[n:]
+	parts := make([]part, len(keys))
+	for i, name := range names {
+		tag := w.s.tag(w.s.slotOf(name))
+		parts[i] = part{[]string{fenceKey(tag, w.name), name, sideKey(tag, name), intentsKey(tag, w.name), aheadsKey(tag, w.name)}, keys[i : i+1]}
 	}
-	return removed, nil
+	err = w.s.parts(ctx, "remove", store.ErrUnknown, removeScript, []string{digits(epoch)}, parts, func(_ int, m *rueidis.RedisMessage) error {
+		n, err := did(m)
+		removed += max(0, n)
+		return err
+	})
+	return removed, err
 }
 
+// Unsettled asks all slots.
 func (w *workflow) Unsettled(ctx context.Context, limit int) (u store.Unsettled, err error) {
-	r := w.s.query(ctx, "unsettled", unsettledScript, []string{intentsKey(w.name), aheadsKey(w.name)},
-		strconv.Itoa(max(1, limit)))
-	type mark struct {
-		key  string
-		till int64
-	}
-	var marks []mark
-	for f := range slices.Chunk(append(r.texts(4), r.texts(5)...), 2) {
-		till, err := strconv.ParseInt(f[1], 10, 64)
-		r.unreadable(err)
-		marks = append(marks, mark{f[0], till})
-	}
-	slices.SortFunc(marks, func(a, b mark) int { return cmp.Compare(a.till, b.till) })
+	marks, err := w.marks(ctx, w.indices(), max(1, limit), func(intents, aheads int) {
+		u.Intents, u.Aheads = u.Intents+intents, u.Aheads+aheads
+	})
+	slices.SortFunc(marks, func(a, b mark) int { return cmp.Compare(a.left, b.left) })
 	if len(marks) > 0 {
-		u.Oldest = time.Duration(r.int(1)-marks[0].till) * time.Millisecond
+		u.Oldest = -marks[0].left
 	}
 	for _, m := range marks[:min(len(marks), max(0, limit))] {
 		u.Keys = append(u.Keys, m.key)
 	}
-	u.Intents, u.Aheads = int(r.int(2)), int(r.int(3))
-	return u, r.fail()
+	return u, err
 }
 
-// Purge removes the markers that the indices name, in bounded steps, the fence first, so that no new ones are made
+// A mark is a marker as an index knows it.
+type mark struct {
+	key   string
+	left  time.Duration // until its lease ends
+	index string
+}
+
+// marks lists up to limit markers of each kind and slot, those first whose lease ends first, and counts all. parts are some
+// of the indices.
+func (w *workflow) marks(ctx context.Context, parts []part, limit int, count func(intents, aheads int)) (marks []mark, err error) {
+	err = w.s.parts(ctx, "unsettled", store.ErrUnavailable, unsettledScript, []string{strconv.Itoa(limit)}, parts, func(i int, m *rueidis.RedisMessage) error {
+		if n, err := m.AsInt64(); err == nil && n == 0 {
+			return nil
+		}
+		items, err := m.ToArray()
+		r := &reply{op: "unsettled", lost: store.ErrUnavailable, items: items}
+		r.unreadable(err)
+		count(int(r.int(0)), int(r.int(1)))
+		for j := range 2 {
+			for f := range slices.Chunk(r.texts(2+j), 2) {
+				left, err := strconv.ParseInt(f[1], 10, 64)
+				r.unreadable(err)
+				marks = append(marks, mark{f[0], time.Duration(left) * time.Millisecond, parts[i].names[j]})
+			}
+		}
+		return r.err
+	})
+	return marks, err
+}
+
+// Purge removes the markers that the indices name, in bounded steps, the fences first, so that no new ones are made
 // meanwhile. It does not look for side keys by their names: under a short prefix, or none, there are other workflows'
 // among them. What is gone stays so, until it goes away by itself.
+//
+// In home each step compares the control record. The other slots of a Cluster cannot see that: they come first, and there
+// a step does nothing where the fence is above the one that went with the record. A workflow of the same name that was created
+// since has a higher one (or another origin, and then, where a message is that late, a fence in a slot may go: nothing is written
+// there any more, and Renew finds it).
 func (w *workflow) Purge(ctx context.Context, control []byte) error {
-	purge := func(keys []string, members ...string) error {
-		return w.s.run(ctx, "purge", purgeScript, append([]string{controlKey()}, keys...), append([]string{w.name, string(control)}, members...)...).fail()
-	}
-	if err := purge([]string{fenceKey(w.name)}); err != nil {
+	fence, err := w.swapControl(ctx, control, control)
+	if err != nil {
 		return err
 	}
-	for _, index := range []string{intentsKey(w.name), aheadsKey(w.name)} {
+	home := w.s.home()
+	// purge removes first and second, or a marker: a member of the index first and its side key second.
+	purge := func(slot int, first, second, member string) part {
+		tag := w.s.tag(slot)
+		if slot == home {
+			return part{[]string{controlKey(tag), first, second}, []string{"control", string(control), member}}
+		}
+		return part{[]string{fenceKey(tag, w.name), first, second}, []string{"fence", digits(fence), member}}
+	}
+	run := func(parts []part) error {
+		return w.s.parts(ctx, "purge", store.ErrUnknown, purgeScript, []string{w.name}, parts, allDone)
+	}
+	others := slices.DeleteFunc(w.allSlots(), func(slot int) bool { return slot == home })
+	for _, slots := range [][]int{others, {home}} {
+		var whole, indices []part
+		for _, slot := range slots {
+			tag := w.s.tag(slot)
+			whole, indices = append(whole, purge(slot, fenceKey(tag, w.name), stepsKey(tag, w.name), "")), append(indices, w.indices()[slot])
+		}
+		if err := run(whole); err != nil {
+			return err
+		}
 		for {
-			r := w.s.ask(ctx, "purge", "ZRANGE", index, "0", strconv.Itoa(batchEntries-1))
-			members := r.texts(0)
-			if r.err != nil {
-				return r.err
+			marks, err := w.marks(ctx, indices, batchEntries, func(int, int) {})
+			if err != nil {
+				return err
 			}
-			if len(members) == 0 {
+			if len(marks) == 0 {
 				break
 			}
-			names := []string{index}
-			for _, key := range members {
-				names = append(names, sideKey(w.s.opt.Prefix+key))
+			parts := make([]part, len(marks))
+			for i, m := range marks {
+				name := w.s.opt.Prefix + m.key
+				slot := w.s.slotOf(name)
+				parts[i] = purge(slot, m.index, sideKey(w.s.tag(slot), name), m.key)
 			}
-			if err := purge(names, members...); err != nil {
+			if err := run(parts); err != nil {
 				return err
 			}
 		}
 	}
-	return purge([]string{leaseKey(w.name), stepsKey(w.name)})
+	tag := w.s.homeTag()
+	return run([]part{purge(home, leaseKey(tag, w.name), stepsKey(tag, w.name), "")})
 }

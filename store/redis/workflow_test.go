@@ -167,10 +167,17 @@ func TestMarkersThatCannotBeRead(t *testing.T) {
 }
 
 func TestAnotherType(t *testing.T) {
-	server, _, w := newWorkflow(t, "")
+	server, st, w := newWorkflow(t, "")
 	ctx := context.Background()
 	server.Do("HSET", "h", "f", "v")
 	rec := live("x")
+	refused := (*store.RefusedError)(nil)
+	if _, err := st.Load(ctx, "h"); !errors.As(err, &refused) || store.OutcomeOf(err) != store.OutcomeInvalid {
+		t.Errorf("Load: got %v, want a refusal", err)
+	}
+	if _, err := st.Inspect(ctx, "h"); !errors.As(err, &refused) {
+		t.Errorf("Inspect: got %v, want a refusal", err)
+	}
 	if _, err := w.Begin(ctx, "h", opOf("1", alive)); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "WRONGTYPE") {
 		t.Errorf("Begin: got %v, want unavailable", err)
 	}

@@ -70,21 +70,12 @@ func (s *Store) others(ctx context.Context, begin string, each func(who, text st
 	if strings.Contains(s.d.others, "?") {
 		args = []any{begin}
 	}
-	q := s.query(s.d.others, args...)
-	rows, err := s.db.QueryContext(ctx, q.text.String(), q.args...)
-	if err != nil {
-		return s.failure(ctx, "audit", err, false)
-	}
-	defer rows.Close()
-	for rows.Next() {
+	return s.rows(ctx, s.query(s.d.others, args...), "audit", func(rows *sql.Rows) error {
 		var who, text sql.NullString
-		if err := rows.Scan(&who, &text); err != nil {
-			return s.failure(ctx, "audit", err, false)
+		err := rows.Scan(&who, &text)
+		if err == nil {
+			each(who.String, text.String)
 		}
-		each(who.String, text.String)
-	}
-	if err := rows.Err(); err != nil {
-		return s.failure(ctx, "audit", err, false)
-	}
-	return nil
+		return err
+	})
 }

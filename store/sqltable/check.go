@@ -47,16 +47,7 @@ func (s *Store) facts() []string {
 // checkRights asks for them before rows are looked at, with statements that find none.
 func (s *Store) checkRights(ctx context.Context, f *store.Findings) error {
 	t := &s.opt.Table
-	columns := s.id + ", " + s.data
-	if t.Time.Column != "" {
-		columns += ", " + s.time
-	}
-	if t.Time.Since != "" {
-		columns += ", " + s.since
-	}
-	for _, c := range t.Also {
-		columns += ", " + s.d.ident(c.Name)
-	}
+	columns := s.inserted()
 	refused := 0
 	for _, q := range [][2]string{
 		{"SELECT", "SELECT COUNT(*) FROM " + s.table + " WHERE 1 = 0"},

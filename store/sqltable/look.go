@@ -2,6 +2,7 @@ package sqltable
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
 )
@@ -104,22 +105,15 @@ func (s *Store) lookAtColumns(ctx context.Context) error {
 	}
 	q := s.query("SELECT column_name, data_type, COALESCE(character_maximum_length, 0), COALESCE(collation_name, ''), COALESCE(generation_expression, '') "+
 		"FROM information_schema.columns WHERE "+where, args...)
-	rows, err := s.db.QueryContext(ctx, q.text.String(), q.args...)
-	if err != nil {
-		return s.failure(ctx, "table", err, false)
-	}
-	defer rows.Close()
 	s.schema = map[string]column{}
-	for rows.Next() {
+	if err := s.rows(ctx, q, "table", func(rows *sql.Rows) error {
 		var name string
 		var c column
-		if err := rows.Scan(&name, &c.kind, &c.length, &c.collation, &c.generated); err != nil {
-			return s.failure(ctx, "table", err, false)
-		}
+		err := rows.Scan(&name, &c.kind, &c.length, &c.collation, &c.generated)
 		s.schema[name] = c
-	}
-	if err := rows.Err(); err != nil {
-		return s.failure(ctx, "table", err, false)
+		return err
+	}); err != nil {
+		return err
 	}
 	if len(s.schema) == 0 {
 		return fmt.Errorf("store/sqltable: there is no table %s in this database, or this user may not see it", s.opt.Table.Name)

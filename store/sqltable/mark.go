@@ -50,13 +50,19 @@ func (s *Store) Mark(ctx context.Context) (store.Mark, error) {
 	return m, nil
 }
 
-// read returns the mark as it is written, "" where there is no table, or no row in it.
-func (k *marks) read(ctx context.Context, s *Store) (line string, err error) {
+// row reads our row; the error is the server's own.
+func (k *marks) row(ctx context.Context, s *Store) (line string, err error) {
 	q := s.query("SELECT mark FROM "+k.table+" WHERE name = "+s.d.text, s.opt.Table.Name)
 	st, err := s.statement(ctx, q)
 	if err == nil {
 		err = st.QueryRowContext(ctx, q.args...).Scan(&line)
 	}
+	return line, err
+}
+
+// read returns the mark as it is written, "" where there is no table, or no row in it.
+func (k *marks) read(ctx context.Context, s *Store) (line string, err error) {
+	line, err = k.row(ctx, s)
 	switch {
 	case err == nil, errors.Is(err, sql.ErrNoRows), s.d.classify(err) == classMissing:
 		return line, nil
@@ -69,12 +75,7 @@ func (k *marks) make(ctx context.Context, s *Store) error {
 	if k.there.Load() {
 		return nil
 	}
-	q := s.query("SELECT name FROM "+k.table+" WHERE name = "+s.d.text, s.opt.Table.Name)
-	st, err := s.statement(ctx, q)
-	var name string
-	if err == nil {
-		err = st.QueryRowContext(ctx, q.args...).Scan(&name)
-	}
+	_, err := k.row(ctx, s)
 	if err != nil && s.d.classify(err) == classMissing {
 		if _, err = s.db.ExecContext(ctx, fmt.Sprintf(s.d.marks, k.table)); err != nil {
 			if s.d.classify(err) == classNot && strings.Contains(s.d.code(err), "lacks this right") {

@@ -466,18 +466,25 @@ func (s *Store) find(ctx context.Context, key string, cond store.Condition) (f f
 	return found{old: r}, nil
 }
 
-func (s *Store) insert(ctx context.Context, key string, row Row, left time.Duration, m *store.Mark) (int64, error) {
-	q := s.query("INSERT INTO " + s.table + " (" + s.id + ", " + s.data)
+// inserted are the columns that a new row is given.
+func (s *Store) inserted() string {
 	t := &s.opt.Table
+	columns := s.id + ", " + s.data
 	if t.Time.Column != "" {
-		q.add(", " + s.time)
+		columns += ", " + s.time
 	}
 	if t.Time.Since != "" {
-		q.add(", " + s.since)
+		columns += ", " + s.since
 	}
 	for _, c := range t.Also {
-		q.add(", " + s.d.ident(c.Name))
+		columns += ", " + s.d.ident(c.Name)
 	}
+	return columns
+}
+
+func (s *Store) insert(ctx context.Context, key string, row Row, left time.Duration, m *store.Mark) (int64, error) {
+	t := &s.opt.Table
+	q := s.query("INSERT INTO " + s.table + " (" + s.inserted())
 	q.add(") SELECT "+s.idParam+", "+s.dataParam, t.columnID(key), s.dataArg(row.Data))
 	switch {
 	case t.Time.Column == "":

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 )
@@ -156,7 +155,7 @@ func (t *Table) lockName(key string) string {
 // fixed: the application's touches move no deadline.
 func (t *Table) fixed() bool { return t.Time.Meaning == Created || t.Codec.Timed() }
 
-// String says what a session is in the table, for people.
+// describe says what a session is in the table, for people.
 func (t *Table) describe(lifetime time.Duration) []string {
 	ends := "never written down: it lives for " + lifetime.String() + " from when it is first seen"
 	if t.Time.Column != "" {
@@ -172,5 +171,5 @@ func (t *Table) describe(lifetime time.Duration) []string {
 		id += fmt.Sprintf(", which begins with %q", t.Prefix)
 	}
 	lock := map[LockKind]string{NoLock: "none", Named: "the server's, named " + t.Lock.Name, ForUpdate: "the row's, by SELECT ... FOR UPDATE"}[t.Lock.Kind]
-	return slices.Concat([]string{"id: " + id, "ends: " + ends, "lock: " + lock})
+	return []string{"id: " + id, "ends: " + ends, "lock: " + lock}
 }

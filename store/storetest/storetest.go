@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,9 @@ type Harness[S store.Store] struct {
 	BadKeys []string
 	// MaxValue is the largest value that the suite tries; 0: 1 MiB.
 	MaxValue int
+	// Sharded says that the target's memory is in parts, each of which can forget without the others: what was forgotten in
+	// one, only operations on its keys find out, and Renew.
+	Sharded bool
 	// Grace is how late a record may go away after its deadline; 0: 2 s.
 	Grace time.Duration
 }
@@ -84,6 +88,30 @@ func ok(t *testing.T, what string, err error) {
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
+}
+
+// saveAll saves records by their keys.
+func saveAll(t *testing.T, s store.Store, data map[string]string) {
+	t.Helper()
+	each(slices.Collect(maps.Keys(data)), func(i int, key string) {
+		if err := s.Save(context10(t), key, rec(data[key]), store.Always); err != nil {
+			t.Errorf("Save: %v", err)
+		}
+	})
+}
+
+// each does something with keys, some at a time: a store may take a while for each.
+func each(keys []string, do func(i int, key string)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(keys)); i = next.Add(1) - 1 {
+				do(int(i), keys[i])
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // eventually waits for a condition with a deadline.
@@ -170,30 +198,33 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 		{"InspectAll is Inspect of each", bulk, func(t *testing.T, s S) {
 			large := strings.Repeat("x", cmp.Or(h.MaxValue, 1<<20)/4)
 			var keys []string
+			there := map[string]string{}
 			for i := range 600 {
 				key := h.key(fmt.Sprintf("bulk%d", i))
 				keys = append(keys, key)
 				switch {
 				case i%3 == 0: // absent
 				case i%100 == 1:
-					ok(t, "Save", s.Save(context10(t), key, rec(large), store.Always))
+					there[key] = large
 				default:
-					ok(t, "Save", s.Save(context10(t), key, rec(key), store.Always))
+					there[key] = key
 				}
 			}
+			saveAll(t, s, there)
 			all, err := any(s).(store.BulkReader).InspectAll(context10(t), keys)
 			ok(t, "InspectAll", err)
 			if len(all) != len(keys) {
 				t.Fatalf("%d answers for %d keys", len(all), len(keys))
 			}
-			for i, got := range all {
-				want, err := s.Inspect(context10(t), keys[i])
+			each(keys, func(i int, key string) {
+				got := all[i]
+				want, err := s.Inspect(context10(t), key)
 				switch {
 				case errors.Is(err, store.ErrAbsent) && got == nil:
 				case err != nil || got == nil || !bytes.Equal(got.Data, want.Data) || got.Expires.Sub(want.Expires).Abs() > time.Second:
-					t.Errorf("%s: got %v, Inspect answers %d bytes, %v", keys[i], got != nil, len(want.Data), err)
+					t.Errorf("%s: got %v, Inspect answers %d bytes, %v", key, got != nil, len(want.Data), err)
 				}
-			}
+			})
 			if all, err := any(s).(store.BulkReader).InspectAll(context10(t), nil); len(all) != 0 || err != nil {
 				t.Errorf("of no keys: %d, %v", len(all), err)
 			}
@@ -309,18 +340,17 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 			}
 		}},
 		{"Scan returns every key that stays", caps.Scan, func(t *testing.T, s S) {
-			want := map[string]bool{}
+			want := map[string]string{}
 			for i := range 257 {
-				key := h.key(fmt.Sprintf("scan%03d", i))
-				want[key] = true
-				ok(t, "Save", s.Save(context10(t), key, rec("x"), store.Always))
+				want[h.key(fmt.Sprintf("scan%03d", i))] = "x"
 			}
+			saveAll(t, s, want)
 			seen := map[string]bool{}
 			for cursor, steps := "", 0; ; steps++ {
 				page, err := s.Scan(context10(t), cursor, 50)
 				ok(t, "Scan", err)
 				for _, key := range page.Keys {
-					if !want[key] {
+					if want[key] == "" {
 						t.Errorf("Scan returned %q, which nobody saved", key)
 					}
 					seen[key] = true

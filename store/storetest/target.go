@@ -245,11 +245,13 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 				ok(t, "Renew", err)
 				ok(t, "Purge", w.Purge(context10(t), []byte("c"))) // forgets steps, too
 				ok(t, "RaiseFence", w.RaiseFence(context10(t), 5))
-				_, err = w.Begin(context10(t), k, o)
-				wantErr(t, "Begin after "+what, err, store.ErrFenced)
-				_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
-				wantErr(t, "SaveLast after "+what, err, store.ErrFenced)
-				wantData(t, s, k, "x")
+				if !h.Sharded || what != "Renew" { // which is not about a key
+					_, err = w.Begin(context10(t), k, o)
+					wantErr(t, "Begin after "+what, err, store.ErrFenced)
+					_, err = w.SaveLast(context10(t), k, 5, recp("y"), store.Always)
+					wantErr(t, "SaveLast after "+what, err, store.ErrFenced)
+					wantData(t, s, k, "x")
+				}
 				for i := range 4 { // it is said until it is accepted
 					r, err := w.Renew(context10(t), "g", nil, long)
 					if r.Forgot != (i < 3) || string(r.Control) != "c" || err != nil {

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- KEYS: the control records. ARGV: workflow, old, next; '-' is none, anything else begins with '+'.
+-- KEYS: the control records, a fence. ARGV: workflow, old, next; '-' is none, anything else begins with '+'.
+-- Answers the fence.
 local have = redis.call('HGET', KEYS[1], ARGV[1])
 if (have and '+' .. have or '-') ~= ARGV[2] then return {-5} end
 if ARGV[3] == '-' then
@@ -7,4 +8,4 @@ if ARGV[3] == '-' then
 else
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]:sub(2))
 end
-return {0}
+return {0, redis.call('GET', KEYS[2])}

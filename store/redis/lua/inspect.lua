@@ -1,11 +1,9 @@
-#!lua flags=no-writes
--- KEYS: keys. Answers the value and the PTTL of each; of keys behind many bytes of values, nothing.
-local answer, size = {0}, 0
-for _, key in ipairs(KEYS) do
-  if size >= 524288 then break end -- batchBytes
-  local value = redis.call('GET', key)
-  answer[#answer + 1] = value
-  answer[#answer + 1] = redis.call('PTTL', key)
+#!lua flags=no-writes,allow-cross-slot-keys
+-- Of each: a key. Answers the value and the PTTL; of keys behind many bytes of values, nothing.
+local size = 0
+return each(0, 1, 0, function(n)
+  if size >= 524288 then return nil end -- batchBytes
+  local value = redis.call('GET', names[n])
   size = size + (value and #value or 0)
-end
-return answer
+  return {value, redis.call('PTTL', names[n])}
+end)

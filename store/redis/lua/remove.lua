@@ -1,11 +1,11 @@
-#!lua flags=allow-oom
--- KEYS: fence, index of intents, of aheads, key, side key, key, side key ... ARGV: epoch, member, member ...
--- Answers how many values there were.
-local removed = 0
-for i = 2, #ARGV do
-  redis.call('ZREM', KEYS[2], ARGV[i])
-  redis.call('ZREM', KEYS[3], ARGV[i])
-  removed = removed + redis.call('DEL', KEYS[2 * i])
-  redis.call('DEL', KEYS[2 * i + 1])
-end
-return {0, removed}
+#!lua flags=allow-oom,allow-cross-slot-keys
+-- Of each: fence, key, side key, index of intents, of aheads; the key as the indices know it. Before: epoch.
+-- Answers whether there was a value.
+return each(1, 5, 1, function(n, a)
+  if below(names[n]) then return -1 end
+  local side, intents, aheads, member = names[n + 2], names[n + 3], names[n + 4], ARGV[a]
+  redis.call('ZREM', intents, member)
+  redis.call('ZREM', aheads, member)
+  redis.call('DEL', side)
+  return redis.call('DEL', names[n + 1])
+end)

@@ -1,8 +1,12 @@
-#!lua flags=no-writes
--- KEYS: index of intents, of aheads. ARGV: how many to list of each.
--- Answers the time in ms, both counts, and both lists, oldest first: key, end of its lease in ms, key ...
-local last = ARGV[1] - 1
-return {
-  0, now, redis.call('ZCARD', KEYS[1]), redis.call('ZCARD', KEYS[2]),
-  redis.call('ZRANGE', KEYS[1], 0, last, 'WITHSCORES'), redis.call('ZRANGE', KEYS[2], 0, last, 'WITHSCORES'),
-}
+#!lua flags=no-writes,allow-cross-slot-keys
+-- Of each: index of intents, of aheads. Before: how many to list of each.
+-- Answers 0 where there is nothing, or both counts, and both lists, oldest first: key, ms until its lease ends, key ...
+local function list(index)
+  local got = redis.call('ZRANGE', index, 0, ARGV[1] - 1, 'WITHSCORES')
+  for i = 2, #got, 2 do got[i] = string.format('%.0f', got[i] - now) end
+  return got
+end
+return each(1, 2, 0, function(n)
+  if redis.call('EXISTS', names[n], names[n + 1]) == 0 then return 0 end -- of most slots there is no more to say
+  return {redis.call('ZCARD', names[n]), redis.call('ZCARD', names[n + 1]), list(names[n]), list(names[n + 1])}
+end)

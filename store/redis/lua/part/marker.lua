@@ -6,7 +6,7 @@ local function step() return redis.call('HINCRBY', KEYS[6], ARGV[7], 1) end
 -- What lies under a side key; times are in ms by the clock of this server:
 --   i NONCE UNTIL GONE TOOK   intent; GONE: the end of the gone that it replaced, or 0; TOOK: 1 if it replaced a dead intent
 --   a NONCE UNTIL VERSION     ahead
---   g UNTIL                   gone, which goes away by itself
+--   g UNTIL [VERSION]         gone, which goes away by itself; VERSION: see part/gone.lua
 local function digits(n) return string.format('%.0f', n) end
 
 local function read(raw)
@@ -18,7 +18,7 @@ local function read(raw)
   local version
   nonce, till, version = raw:match('^a (%S+) (%d+) (%d+)$')
   if nonce then return {kind = 2, nonce = nonce, till = tonumber(till), version = tonumber(version)} end
-  till = raw:match('^g (%d+)$')
+  till = raw:match('^g (%d+)$') or raw:match('^g (%d+) %x+$')
   if till then return {kind = 3, till = tonumber(till)} end
   error(redis.error_reply('BADMARK a marker cannot be read'))
 end
