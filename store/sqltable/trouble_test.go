@@ -2,6 +2,7 @@ package sqltable_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net"
@@ -146,7 +147,7 @@ func TestTrouble(t *testing.T) {
 			return crowd(t, s, 10, "site")
 		}, func(t *testing.T, s sqlServer, _ string) func() {
 			s.Restart("-c", "max_connections=8", "-c", "superuser_reserved_connections=2")
-			return crowd(t, s, 8, "site")
+			return crowd(t, s, 6, "site")
 		}, false, ""},
 		{"too many connections of the user", func(t *testing.T, s sqlServer, _ string) func() {
 			s.Exec("ALTER USER site WITH MAX_USER_CONNECTIONS 1")
@@ -261,17 +262,32 @@ func pause(_ *testing.T, s sqlServer, _ string) func() {
 }
 func restart(_ *testing.T, s sqlServer, _ string) func() { s.Restart(); return func() {} }
 
-// crowd takes n connections as user, and ends the ones that the store has.
+// crowd takes all n connections that user may have, away from whoever had one: who is cut off leaves a little later.
 func crowd(t *testing.T, s sqlServer, n int, user string) func() {
 	t.Helper()
-	severed(s, "site")
 	db := raw(t, as(s, user).URL("app"))
-	for range n {
-		c, err := db.Conn(t.Context())
-		if err != nil {
-			break // it is full
+	db.SetMaxIdleConns(0)
+	var held []*sql.Conn
+	t.Cleanup(func() {
+		for _, c := range held {
+			c.Close()
 		}
-		t.Cleanup(func() { c.Close() })
+	})
+	for deadline := time.Now().Add(10 * time.Second); len(held) < n; {
+		for _, c := range held {
+			c.Close()
+		}
+		held = nil
+		severed(s, user)
+		for len(held) < n {
+			c, err := db.Conn(t.Context())
+			if err != nil && time.Now().After(deadline) {
+				t.Fatalf("%d of %d connections: %v", len(held), n, err)
+			} else if err != nil {
+				break
+			}
+			held = append(held, c)
+		}
 	}
 	return func() { db.Close(); severed(s, user) }
 }
