@@ -1178,8 +1178,8 @@ func TestStoreThatIsSilent(t *testing.T) {
 	}
 }
 
-// Errors of the store are never passed on. A command that was refused is run again, unless it is a write and a later one of
-// the same session was not refused.
+// Errors of the store are never passed on. A command that was refused is run again, unless it is a write or a destroy and a later
+// one of the same session was not refused.
 func TestStoreThatRefuses(t *testing.T) {
 	const oom = "-OOM command not allowed when used memory > 'maxmemory'.\r\n"
 	for _, tc := range []struct {
@@ -1200,6 +1200,9 @@ func TestStoreThatRefuses(t *testing.T) {
 		{[]string{"GET r", "GET none", "GET r"}, []string{bulk("right"), null, "-MOVED 1 127.0.0.1:1\r\n"},
 			[]string{bulk("right"), null, bulk("v")}, 0},
 		{[]string{"DEL a", "DEL r", "GET r"}, []string{"-READONLY x\r\n", "-READONLY x\r\n"}, []string{":0\r\n", ":1\r\n", null}, 0},
+		{[]string{"DEL r", "DEL r"}, []string{"-LOADING x\r\n", ":1\r\n"}, []string{":1\r\n", ":0\r\n"}, 0},
+		{[]string{"DEL r", "DEL a", "DEL r", "DEL r"}, []string{"-LOADING x\r\n", ":1\r\n", "-LOADING x\r\n", ":1\r\n"},
+			[]string{":1\r\n", ":1\r\n", ":0\r\n", ":0\r\n"}, 0},
 	} {
 		st := newScripted()
 		gw, w := startLoop(t, Site{Store: st})

@@ -233,7 +233,7 @@ func (l *loop) lost(e *entry) {
 		}
 	}
 	if l.resolves && (e.class <= destroying || e.class == unlocking) {
-		l.supersede(e) // or that might undo it
+		l.supersede(e, nil) // or that might undo it
 		l.again(e, unsure)
 		return
 	}
@@ -713,7 +713,7 @@ func (l *loop) reply(e *entry, v *resp.Value) {
 func (l *loop) answer(e *entry, res *result) {
 	c := e.c
 	c.inflight--
-	l.supersede(e)
+	l.supersede(e, res)
 	switch {
 	case e.class == locking && (res.err != nil || c.gone || c.eof && l.now.Sub(e.at) >= watchAfter): // as lock's watch would find
 		id, token, came := e.id, c.req.token, result{err: res.err}
@@ -761,10 +761,12 @@ func (e *entry) overtakes() bool {
 	return false
 }
 
-// supersede answers those that e, a write, overtakes: they can only be run after it, and what they write is older.
-func (l *loop) supersede(e *entry) {
+// supersede answers those that e overtakes, of which res came, nil where nobody knows yet: they can only be run after it. What
+// a write before it writes is older. Of two destroys the first one did it, as far as their client can tell.
+func (l *loop) supersede(e *entry, res *result) {
 	c := e.c
-	for before := c.first; e.class == writing && e.overtakes(); before = before.next {
+	destroyed := e.class == destroying && res != nil && res.err == nil
+	for before := c.first; (e.class == writing || destroyed) && e.overtakes(); before = before.next {
 		if before.state < undone || before.id != e.id {
 			continue
 		}
@@ -772,6 +774,9 @@ func (l *loop) supersede(e *entry) {
 		if before.state == unsure {
 			came.err = errLost
 			l.unresolved(before)
+		}
+		if destroyed {
+			came, *res = *res, result{}
 		}
 		c.failed--
 		l.keep(before, &came)
