@@ -134,7 +134,7 @@ func (e *Engine) propagate(ctx context.Context, a authority, key string, op stor
 		if try > 100 {
 			return fmt.Errorf("%w: the origin changes under every write", store.ErrUnavailable)
 		}
-		octx, cancel := context.WithDeadline(ctx, sent.Add(a.times.Bound))
+		octx, cancel := store.NotAfter(ctx, sent.Add(a.times.Bound))
 		err := e.follows(octx, key, ahead.Record)
 		cancel()
 		if errors.Is(err, store.ErrConflict) {

@@ -104,9 +104,9 @@ func (e *Engine) takeTurn(ctx context.Context, key string) (free func(), err err
 	}
 }
 
-// bounded is the context of the operation on the origin: it ends before the marker's lease does.
+// bounded is the context of the operation on the origin, which ends, wherever it is, before the marker's lease does.
 func (s *strict) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithDeadline(ctx, s.sent.Add(s.a.times.Bound))
+	return store.NotAfter(ctx, s.sent.Add(s.a.times.Bound))
 }
 
 // readOrigin reads what the origin holds under the intent.

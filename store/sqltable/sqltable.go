@@ -99,9 +99,14 @@ func (t *Table) capabilities() store.Capabilities {
 // Lifetime is that of a session where the table does not say when it ends; 0: the table says.
 func (s *Store) Lifetime() time.Duration { return s.opt.Lifetime }
 
-// begin bounds an operation. The last statement is sent in the first half, and runs for half of it at most.
+// begin bounds an operation. The last statement is sent in the first half, and runs for half of it at most: also of what is left
+// until store.NotAfter, since the server goes on when nobody waits any more.
 func (s *Store) begin(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, s.opt.Bound/2)
+	end := time.Now().Add(s.opt.Bound / 2)
+	if latest, ok := store.Latest(ctx); ok && latest.Add(-s.opt.Bound/2).Before(end) {
+		end = latest.Add(-s.opt.Bound / 2)
+	}
+	return context.WithDeadline(ctx, end)
 }
 
 // check refuses keys that the table cannot hold, or that the server might take for another one's: it ignores blanks at

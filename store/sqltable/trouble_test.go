@@ -624,6 +624,31 @@ func TestAWriteOfAGatewayThatIsCutOffDoesNotLandLate(t *testing.T) {
 	}
 }
 
+// What may not happen after a time is not sent when the server might still be at it then.
+func TestAWriteThatMayNotHappenLater(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			s, _ := made(t, srv, plain[name], "&op_bound=2s")
+			if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
+				t.Fatal(err)
+			}
+			for after, want := range map[time.Duration]store.Outcome{900 * time.Millisecond: store.OutcomeUnavailable, time.Minute: store.OK} {
+				ctx, cancel := store.NotAfter(t.Context(), time.Now().Add(after))
+				defer cancel()
+				for what, do := range map[string]func() error{
+					"Save":   func() error { return s.Save(ctx, "k", hour("old"), store.Always) },
+					"Touch":  func() error { return s.Touch(ctx, "k", time.Now().Add(time.Hour)) },
+					"Delete": func() error { _, err := s.Delete(ctx, "none", store.Always); return err },
+				} {
+					if err := do(); store.OutcomeOf(err) != want {
+						t.Errorf("%s within %v: %v", what, after, err)
+					}
+				}
+			}
+		})
+	}
+}
+
 // waiting is how many statements wait for a row or a table.
 func waiting(s server) string {
 	if isMySQL(s) {
