@@ -13,7 +13,6 @@ import (
 	"crypto/sha1"
 	"encoding/hex"
 	"math"
-	"strconv"
 	"time"
 )
 
@@ -114,8 +113,8 @@ func (r Record) Remaining(now time.Time) time.Duration {
 }
 
 // Version identifies a record's content. It is the same in every store, since applications' values carry no stamp of
-// ours: the lower-case hex SHA-1 of Data (what Redis can compute in a script), followed by ":" and Flags where they
-// are not 0. The empty Version is the version of an absent record.
+// ours: the lower-case hex SHA-1 of Data (what Redis can compute in a script), with the Flags before it where they are not 0:
+// see Flagged. The empty Version is the version of an absent record.
 type Version string
 
 // Absent is the version of what is not there.
@@ -123,14 +122,10 @@ const Absent Version = ""
 
 // VersionOf computes the version of a record.
 func VersionOf(data []byte, flags uint32) Version {
-	sum := sha1.Sum(data)
-	var buf [2*sha1.Size + 11]byte
-	b := hex.AppendEncode(buf[:0], sum[:])
-	if flags != 0 {
-		b = append(b, ':')
-		b = strconv.AppendUint(b, uint64(flags), 10)
-	}
-	return Version(b)
+	sum := sha1.Sum(Flagged(data, flags))
+	var b [2 * sha1.Size]byte
+	hex.Encode(b[:], sum[:])
+	return Version(b[:])
 }
 
 // A Condition says what a write expects to replace. The zero value is Always.

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sessile/sessile/internal/testserver"
 )
@@ -192,5 +196,115 @@ func TestAMoveBehindMemcachedHandlers(t *testing.T) {
 				t.Errorf("a lock is left: %v", got)
 			}
 		})
+	}
+}
+
+// Sessions of other handlers than PHP's have flags. They keep them in every phase, up and back, and for good in Redis.
+func TestFlagsMoveToo(t *testing.T) {
+	s, r := testserver.Memcached(t), redis(t)
+	front := fmt.Sprintf("127.0.0.1:%d", port(t))
+	// ask says something to a memcached, or the gateway, and returns the answer that ends in a line of that.
+	ask := func(addr, send, last string) string {
+		t.Helper()
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.SetDeadline(time.Now().Add(20 * time.Second))
+		io.WriteString(nc, send)
+		var got strings.Builder
+		for in := bufio.NewReader(nc); ; {
+			line, err := in.ReadString('\n')
+			if got.WriteString(line); strings.TrimSpace(line) == last || err != nil {
+				return strings.ReplaceAll(got.String(), "\r\n", " ")
+			}
+		}
+	}
+	type value struct {
+		flags uint32
+		data  string
+	}
+	want := map[string]value{}
+	set := func(addr, key string, v value) {
+		t.Helper()
+		if got := ask(addr, fmt.Sprintf("set :1:%s %d 1440 %d\r\n%s\r\n", key, v.flags, len(v.data), v.data), "STORED"); got != "STORED " {
+			t.Errorf("set %s: %s", key, got)
+		}
+		want[key] = v
+	}
+	for i := range 120 {
+		set(s.Addr, fmt.Sprint("s", i), value{uint32(i % 3 * 8), fmt.Sprint("data", i%2)})
+	}
+	look := func(where, addr string) {
+		t.Helper()
+		for key, v := range want {
+			answer := fmt.Sprintf("VALUE :1:%s %d %d %s END ", key, v.flags, len(v.data), v.data)
+			if got := ask(addr, "get :1:"+key+"\r\n", "END"); got != answer {
+				t.Errorf("%s: got %q, want %q", where, got, answer)
+			}
+		}
+	}
+	stores := []string{"--origin", "memcached://" + s.Addr + "?prefix=:1:", "--target", r.URL(), "--target-key", "django:"}
+	run(t, nil, append([]string{"migrate", "plan"}, stores...)...).want(t, 0, "80 of 120 sampled sessions carry flags", "")
+	d := serve(t, append(stores, "--listen", "memcached://"+front+"?prefix=:1:")...)
+	d.migrate("create").want(t, 0, "phase off", "")
+	n := 0
+	use := func(phase string) {
+		t.Helper()
+		look(phase, front)
+		for i, flags := range []uint32{0, 8, 1<<32 - 1} { // what was there before has others, and some have the same data
+			n++
+			set(front, fmt.Sprint("s", 40*i+n), value{flags, "data0"})
+			set(front, fmt.Sprint("new", n), value{flags, phase})
+		}
+		gone := fmt.Sprint("s", 10+n)
+		if got := ask(front, "delete :1:"+gone+"\r\n", "DELETED"); got != "DELETED " {
+			t.Errorf("%s: delete: %s", phase, got)
+		}
+		delete(want, gone)
+		if got := ask(front, "touch :1:s3 1000\r\nappend :1:s5 0 0 1\r\n+\r\n", "STORED"); got != "TOUCHED STORED " {
+			t.Errorf("%s: touch and append: %s", phase, got)
+		}
+		want["s5"] = value{want["s5"].flags, want["s5"].data + "+"}
+		look(phase, front)
+	}
+	for _, phases := range [][]string{{"off", "dual-write", "sync", "live", "ramp-down", "live", "sync", "dual-write", "off"}, {"dual-write", "sync", "live", "ramp-down"}} {
+		at := "off"
+		for i, phase := range phases {
+			if up := i > 0 && i < 5 || len(phases) < 9; phase != at && up {
+				d.migrate("switchtraffic", "--to", phase, "--window", "10ms").want(t, 0, "phase "+phase, "")
+			} else if phase != at {
+				d.migrate("reversetraffic", "--to", phase).want(t, 0, "phase "+phase, "")
+			}
+			at = phase
+			use(phase)
+			if phase != "live" && phase != "ramp-down" {
+				look(phase+", memcached itself", s.Addr)
+			}
+		}
+	}
+	d.migrate("complete", "--yes").want(t, 0, "phase complete", "")
+	use("complete")
+	c := d.dial()
+	for key, v := range want {
+		lies := v.data
+		if v.flags > 0 {
+			lies = fmt.Sprintf("\x00sessile:flags=%d\n%s", v.flags, v.data)
+		}
+		if got := r.Do("GET", "django:"+key); got != lies {
+			t.Errorf("in Redis there is %q, want %q", got, lies)
+		}
+		if got := c.do("GET", key); got != v.data {
+			t.Errorf("a client of Redis sees %q, want %q", got, v.data)
+		}
+	}
+	// What looks so, and has no flags, is what it is.
+	const odd = "\x00sessile:flags=5\nx"
+	if got := c.do("SETEX", "odd", "100", odd) + c.do("GET", "odd"); got != "+OK"+odd {
+		t.Errorf("a client of Redis writes what looks like flags: %q", got)
+	}
+	if got, want := ask(front, "get :1:odd\r\n", "END"), fmt.Sprintf("VALUE :1:odd 0 %d %s END ", len(odd), odd); got != want {
+		t.Errorf("a client of memcached sees %q, want %q", got, want)
 	}
 }

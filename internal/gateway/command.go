@@ -91,8 +91,9 @@ type request struct {
 	now   time.Time
 	fail  string // the error to answer; nothing else counts then
 
-	keys []key
-	data []byte
+	keys  []key
+	data  []byte
+	flags uint32 // of a memcached client
 
 	ttl     time.Duration // what was asked for; 0 with expires zero: nothing
 	expires time.Time

@@ -166,7 +166,7 @@ func (s *Server) load(c *conn, k key) (rec store.Record, err error) {
 	s.readable(err)
 	switch {
 	case err == nil:
-		c.reads.note(k.id, began, s.sum(rec.Data))
+		c.reads.note(k.id, began, s.sum(store.Flagged(rec.Data, rec.Flags)))
 		if len(rec.Data) > 0 {
 			s.known.note(k.id)
 		}
@@ -312,7 +312,7 @@ func (s *Server) sum(data []byte) uint64 {
 // save is SET in all its forms but the lock.
 func (s *Server) save(c *conn, r *request, res *result) {
 	id := r.keys[0].id
-	rec := store.Record{Data: r.data, Expires: r.expires}
+	rec := store.Record{Data: r.data, Flags: r.flags, Expires: r.expires}
 	if r.get || r.keep || !r.expires.After(r.now) {
 		s.replace(c, r, rec, res)
 		return

@@ -57,7 +57,7 @@ var (
 	errLogin = &memcache.Error{Reply: "CLIENT_ERROR", Status: memcache.StatusAuth}
 	errStats = &memcache.Error{Reply: "CLIENT_ERROR sessile: statistics have no arguments here", Status: memcache.StatusInvalid}
 	errCache = &memcache.Error{Reply: "CLIENT_ERROR sessile: a session has no flags of a cache", Status: memcache.StatusInvalid}
-	errFlags = &memcache.Error{Reply: "SERVER_ERROR sessile: only sessions of PHP's handlers are kept, which have no such flags", Status: memcache.StatusInvalid}
+	errFlags = &memcache.Error{Reply: "SERVER_ERROR sessile: the stores of this site keep no flags", Status: memcache.StatusInvalid}
 	errZlib  = &memcache.Error{Reply: "SERVER_ERROR sessile: this is not the zlib that its flags say", Status: memcache.StatusInvalid}
 )
 
@@ -362,7 +362,7 @@ func (c *conn) changeItem() (memcache.Result, uint64, error) {
 	}
 	if req.HasCAS {
 		return c.revise(func(*store.Record) (*store.Record, error) {
-			return &store.Record{Data: r.data, Expires: r.expires}, nil
+			return &store.Record{Data: r.data, Flags: r.flags, Expires: r.expires}, nil
 		})
 	}
 	switch req.Op {
@@ -415,7 +415,7 @@ func (c *conn) casOfData() uint64 {
 	if !c.memcached.req.WantsCAS() {
 		return 0
 	}
-	return casOf(&store.Record{Data: c.req.data})
+	return casOf(&store.Record{Data: c.req.data, Flags: c.req.flags})
 }
 
 // body takes the value as it is to lie in the store. php-memcache's long ones come compressed; they are kept as any other handler
@@ -430,6 +430,9 @@ func (c *conn) body() (err error) {
 			err = errZlib
 		}
 		return err
+	case c.s.site.Store.Capabilities().Flags:
+		c.req.flags = m.req.Flags
+		return nil
 	}
 	return errFlags
 }
@@ -450,7 +453,10 @@ func (c *conn) reserve(k key) (memcache.Result, uint64, error) {
 	if at.IsZero() { // it is that of the lock, and so is the life of one that asks for none
 		at = r.now.Add(s.site.LockLife)
 	}
-	err := s.put(c, k.id, store.Record{Expires: at}, store.IfAbsent)
+	if err := c.body(); err != nil {
+		return 0, 0, err
+	}
+	err := s.put(c, k.id, store.Record{Expires: at, Flags: r.flags}, store.IfAbsent)
 	switch {
 	case errors.Is(err, store.ErrConflict), store.Failed(err):
 		return memcache.NotStored, 0, nil

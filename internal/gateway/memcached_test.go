@@ -213,6 +213,36 @@ mg m v
 md m q
 md m q
 md m k O2
+set f 5 100 1|x
+get f
+append f 7 0 1|y
+get f
+prepend f 0 0 1|w
+gets f
+set f 0 100 3|wxy
+cas f 5 100 1 {cas}|z
+get f
+set f 4294967295 100 1|x
+add f 3 100 1|y
+gat 50 f
+gets f
+cas f 9 100 1 {cas}|z
+cas f 1 100 1 {cas}|z
+touch f 40
+get f
+replace f 3 100 1|z
+mg f f v
+ms f 2 F12 T100|kl
+mg f f v
+ms f 2 T100|kl
+mg f f v
+set n 6 100 1|1
+incr n 5
+get n
+add e 8 100 0|
+gets e
+delete e
+delete n
 mn
 mx
 get
@@ -258,6 +288,8 @@ GET a
 		p(0x23, be32(100), "a", ""), p(0x24, be32(100), "c", ""),
 		p(0x05, be64(1)+be64(7)+be32(100), "n", ""), p(0x05, be64(1)+be64(7)+be32(100), "n", ""), p(0x06, be64(2)+be64(7)+be32(100), "n", ""),
 		p(0x15, be64(1)+be64(7)+be32(100), "n", ""), p(0x05, be64(1)+be64(7)+be32(1<<32-1), "c", ""), p(0x05, be64(1)+be64(7)+be32(100), "a", ""),
+		p(0x01, be32(5)+be32(100), "h", "x"), p(0x00, "", "h", ""), p(0x0e, "", "h", "y"), p(0x0c, "", "h", ""), p(0x03, be32(1<<31)+be32(100), "h", "x"),
+		func(cas uint64) string { return pkt(0x01, be32(6)+be32(100), "h", "x", cas) }, p(0x00, "", "h", ""), p(0x1d, be32(100), "h", ""),
 		p(0xff, "", "", ""), p(0x04, "", "n", ""),
 	} {
 		if want, got := theirs.binary(step), ours.binary(step); got != want {
@@ -448,7 +480,6 @@ func TestMemcachedRefusals(t *testing.T) {
 		{set("memc.sess.key.a_LOCK"), "SERVER_ERROR sessile: invalid session id or value\r\n"},
 		{set("memc.sess.key."), "SERVER_ERROR sessile: invalid session id or value\r\n"},
 		{"add memc.sess.key.lock.lock.a 0 30 1\r\n1\r\n", "SERVER_ERROR sessile: invalid session id or value\r\n"},
-		{"set " + key + " 16 100 1\r\nx\r\n", errFlags.Reply + "\r\n"}, {"set " + key + " 2 100 1\r\nx\r\n", errFlags.Reply + "\r\n"},
 		{"ms " + key + " 1 T100 I\r\nx\r\n", errCache.Reply + "\r\n"}, {"mg " + key + " N30 v\r\n", errCache.Reply + "\r\n"},
 	} {
 		want, ends := strings.CutSuffix(tc.want, "closed")
@@ -464,6 +495,26 @@ func TestMemcachedRefusals(t *testing.T) {
 	// A session has a deadline.
 	gw = startMemcached(t, Site{Store: st, Lifetime: time.Minute}, "")
 	gw.dial().says("STORED\r\nHD t60\r\n", "set "+key+" 0 0 1\r\nx\r\nmg "+key+" t\r\n")
+}
+
+// plainStore keeps no flags.
+type plainStore struct{ *scripted }
+
+func (s plainStore) Capabilities() store.Capabilities {
+	c := s.scripted.Capabilities()
+	c.Flags = false
+	return c
+}
+
+func TestMemcachedOverAStoreWithoutFlags(t *testing.T) {
+	c := startMemcached(t, Site{Store: plainStore{newScripted()}}, "client=php-memcache").dial()
+	c.says("STORED\r\n", "set a 0 100 1\r\nx\r\n")
+	for _, flags := range []string{"1", "3", "4294967295"} {
+		c.says(errFlags.Reply+"\r\n", "set a "+flags+" 100 1\r\ny\r\n")
+		c.says(errFlags.Reply+"\r\n", "cas a "+flags+" 100 1 5\r\ny\r\n")
+		c.says(errFlags.Reply+"\r\n", "add b "+flags+" 100 0\r\n\r\n")
+	}
+	c.says("VALUE a 0 1\r\nx\r\nEND\r\n", "get a b\r\n")
 }
 
 // Bodies of php-memcache lie in the store as every other handler writes them.
@@ -488,12 +539,19 @@ func TestMemcachedFlags(t *testing.T) {
 	c.says("VALUE a 0 50000\r\n"+body+"\r\nEND\r\n", "get a\r\n")
 	c.says("SERVER_ERROR sessile: this is not the zlib that its flags say\r\n", set(2, "x"))
 	c.says("SERVER_ERROR object too large for cache\r\n", set(2, zipped(strings.Repeat("x", 100_001))))
-	c.says(errFlags.Reply+"\r\n", set(768, "1"))
-	// What an origin has with flags is given with them.
-	if err := st.Save(t.Context(), "b", store.Record{Data: []byte("7"), Flags: 768, Expires: time.Now().Add(time.Hour)}, store.Always); err != nil {
-		t.Fatal(err)
+	// All others are kept.
+	c.says("STORED\r\nVALUE a 768 1\r\n1\r\nEND\r\n", set(768, "1")+"get a\r\n")
+	if rec, err := st.Load(t.Context(), "a"); string(rec.Data) != "1" || rec.Flags != 768 || err != nil {
+		t.Errorf("there lie %q, flags %d, %v", rec.Data, rec.Flags, err)
 	}
-	c.says("VALUE b 768 1\r\n7\r\nEND\r\n", "get b\r\n")
+	c.says("STORED\r\nVALUE a 768 2\r\n1x\r\nEND\r\n", "append a 5 0 1\r\nx\r\nget a\r\n") // as memcached does: those of an append do not count
+	c.says("STORED\r\nVALUE a 0 1\r\n1\r\nEND\r\n", set(0, "1")+"get a\r\n")
+	c.says("STORED\r\nVALUE a 4294967295 1\r\n1\r\nEND\r\n", set(1<<32-1, "1")+"get a\r\n")
+	c.says("HD f4294967295\r\n", "mg a f\r\n")
+	// Other flags are another value: who has read the one does not write over the other.
+	token := casOf(&store.Record{Data: []byte("1"), Flags: 1<<32 - 1})
+	c.says(fmt.Sprintf("VALUE a 4294967295 1 %d\r\n1\r\nEND\r\n", token), "gets a\r\n")
+	c.says("STORED\r\nEXISTS\r\n", set(3, "1")+fmt.Sprintf("cas a 4 100 1 %d\r\n2\r\n", token))
 }
 
 // The lock of a session is one, whoever asks for it, and however.

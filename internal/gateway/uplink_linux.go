@@ -316,7 +316,7 @@ func (l *loop) plan(c *looped, e *entry) {
 		if e.began, e.guarded = c.reads.last(k.id); e.guarded && !s.destroyed.calm(k.id, e.began) {
 			return
 		}
-		if r.cmd.op == opSave && s.isCritical(k.id) {
+		if r.cmd.op == opSave && (s.isCritical(k.id) || store.HasFlags(r.data)) {
 			return
 		}
 		e.class = writing
@@ -669,7 +669,8 @@ func (l *loop) reply(e *entry, v *resp.Value) {
 	res := result{n: v.Int, found: v.Int == 1}
 	switch e.cmd.op {
 	case opLoad:
-		res.found, res.data = !v.Null, v.Str
+		res.found = !v.Null
+		res.data, _ = store.Unflagged(v.Str)
 	case opExists:
 		if v.Kind == resp.Bulk && !v.Null {
 			res.found, res.n = true, 1

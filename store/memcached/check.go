@@ -185,7 +185,7 @@ func (s *Store) checkSample(ctx context.Context, f *store.Findings) error {
 		}
 	}
 	if flagged > 0 {
-		f.Advice = append(f.Advice, fmt.Sprint(flagged, of, "carry flags, which a target has to keep beside them: are they those of a session handler?"))
+		f.Advice = append(f.Advice, fmt.Sprint(flagged, of, "carry flags, which PHP's handlers do not give: Redis keeps them before the value of each of these, for good, so that only clients of the gateway can read them there"))
 	}
 	if refused > 0 {
 		f.Advice = append(f.Advice, fmt.Sprint(refused, of, "cannot be read (too large, or compressed otherwise than their flags say), and are not moved"))

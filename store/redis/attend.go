@@ -314,7 +314,7 @@ func (a *attendant) lookAround(ctx context.Context, split *shard, asks []ask) []
 		}
 		if r.err == nil {
 			f.there = r.has(0)
-			if f.same = f.there && store.VersionOf(r.bytes(0), 0) == q.version; f.there && !f.same {
+			if f.same = f.there && valueVersion(r.bytes(0)) == q.version; f.there && !f.same {
 				f.data = append([]byte{}, r.bytes(0)...)
 			}
 		}

@@ -158,7 +158,7 @@ func (o *Origin) save(ctx context.Context, key string, rec store.Record, cond st
 	if err != nil {
 		return err
 	}
-	return o.writeTo(ctx, "save", timelyScript, name, mark, cond.Encode(), px, string(rec.Data)).fail()
+	return o.writeTo(ctx, "save", timelyScript, name, mark, cond.Encode(), px, text(&rec)).fail()
 }
 
 // Touch implements store.Store.
@@ -262,7 +262,7 @@ func (u *under) Load(ctx context.Context, key string) (store.Record, error) {
 	if r.err == nil && !r.has(0) {
 		return store.Record{}, store.ErrAbsent
 	}
-	return store.Record{Data: r.bytes(0)}, r.fail()
+	return recordOf(r.bytes(0)), r.fail()
 }
 
 // Inspect is Inspect of mark and value in one step.

@@ -562,7 +562,7 @@ func refuses(err error) bool {
 func (j *job) wants() store.Version {
 	switch j.did {
 	case saved, locked, unlocked:
-		return store.VersionOf(j.data, 0)
+		return valueVersion(j.data)
 	case deleted:
 		return none
 	}
@@ -598,7 +598,7 @@ func (r *recovery) decide(j *job, mine store.Version, f *finding, onto func(*ent
 	}
 	older := false // what is there
 	if f.there && !f.same && f.data != nil {
-		c.want = store.VersionOf(f.data, 0)
+		c.want = valueVersion(f.data)
 		older = (r.w.knows(j.entry, f.data, c.want) || !guard.On(guard.Older)) && j.puts < maxPuts
 	}
 	end, version, marked := readGone(f.marker)

@@ -23,6 +23,7 @@ import (
 type pair struct {
 	t         *testing.T
 	old, next *testserver.RedisServer
+	flags     uint32 // of all that is saved
 }
 
 func newPair(t *testing.T) *pair {
@@ -110,7 +111,7 @@ func (p *pair) save(s *Store, key, data string, conds ...store.Condition) {
 	if len(conds) > 0 {
 		cond = conds[0]
 	}
-	if err := s.Save(context.Background(), key, live(data), cond); err != nil {
+	if err := s.Save(context.Background(), key, p.live(data), cond); err != nil {
 		p.t.Fatalf("Save(%q): %v", key, err)
 	}
 }
@@ -122,13 +123,31 @@ func (p *pair) del(s *Store, key string) {
 	}
 }
 
+func (p *pair) live(data string) store.Record {
+	rec := live(data)
+	rec.Flags = p.flags
+	return rec
+}
+
 // on is what a save over data expects.
-func on(data string) store.Condition { return store.IfVersion(store.VersionOf([]byte(data), 0)) }
+func (p *pair) on(data string) store.Condition {
+	return store.IfVersion(store.VersionOf([]byte(data), p.flags))
+}
+
+// value is what lies under key, without flags.
+func (p *pair) value(at *testserver.RedisServer, key string) any {
+	got := at.Do("GET", key)
+	if text, ok := got.(string); ok {
+		data, _ := store.Unflagged([]byte(text))
+		return string(data)
+	}
+	return got
+}
 
 // want compares what the new primary has ("": nothing).
 func (p *pair) want(key, data string) {
 	p.t.Helper()
-	got := p.next.Do("GET", key)
+	got := p.value(p.next, key)
 	if data == "" && got != nil || data != "" && got != data {
 		p.t.Errorf("%s: got %v, want %q", key, got, data)
 	}
@@ -144,13 +163,24 @@ func (p *pair) left(s *Store, want map[string]uint64) {
 }
 
 func TestWhatANewPrimaryLacksIsPutBack(t *testing.T) {
-	p := newPair(t)
+	for _, flags := range []uint32{0, 5} {
+		t.Run(fmt.Sprint("flags ", flags), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.flags = flags
+			putBackWhatItLacks(t, p)
+		})
+	}
+}
+
+func putBackWhatItLacks(t *testing.T, p *pair) {
 	ctx := context.Background()
 	a, b := p.gateway(), p.gateway()
 	for _, key := range []string{"over", "over blindly", "over unknown", "deleted", "deleted by b", "chain", "other delete", "both gone", "touched", "again", "newer"} {
 		p.save(a, key, "0")
 	}
 	p.save(a, "twice", "0")
+	p.save(a, "flags", "0")
 	if err := a.Lock(ctx, "locked", "token", time.Minute); err != nil {
 		t.Fatal(err)
 	}
@@ -162,9 +192,9 @@ func TestWhatANewPrimaryLacksIsPutBack(t *testing.T) {
 	p.save(a, "new", "1")                  // onto nothing
 	p.save(a, "over", "1")                 // over a value of its own
 	p.save(b, "over blindly", "1")         // over one of which b knows nothing
-	p.save(b, "chain", "1", on("0"))       // b read what a wrote, and a what b wrote
-	p.save(a, "chain", "2", on("1"))       //
-	p.save(b, "chain", "3", on("2"))       //
+	p.save(b, "chain", "1", p.on("0"))     // b read what a wrote, and a what b wrote
+	p.save(a, "chain", "2", p.on("1"))     //
+	p.save(b, "chain", "3", p.on("2"))     //
 	p.del(a, "deleted")                    // by who wrote it
 	p.del(b, "deleted by b")               // by another one, which saw it
 	p.save(a, "other delete", "1")         // a write that the one who deletes saw, over one that it did not see
@@ -176,6 +206,11 @@ func TestWhatANewPrimaryLacksIsPutBack(t *testing.T) {
 	p.save(a, "again", "1")                //
 	p.next.Do("SET", "newer", "elsewhere") // by somebody who is there already
 	p.save(a, "newer", "1")
+	flagged := live("0")
+	flagged.Flags = 6
+	if err := a.Save(ctx, "flags", flagged, store.Always); err != nil { // the same data
+		t.Fatal(err)
+	}
 	if err := a.Touch(ctx, "touched", time.Now().Add(10*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
@@ -218,6 +253,14 @@ func TestWhatANewPrimaryLacksIsPutBack(t *testing.T) {
 		t.Errorf("left as gone: got %d", left["gone"])
 	}
 	p.left(b, map[string]uint64{"newer": 1}) // "over blindly"
+	for _, key := range []string{"new", "over", "chain", "again", "touched"} {
+		if rec, err := a.Load(ctx, key); rec.Flags != p.flags || err != nil {
+			t.Errorf("%s: got flags %d, %v, want %d", key, rec.Flags, err, p.flags)
+		}
+	}
+	if rec, err := a.Load(ctx, "flags"); rec.Flags != 6 || err != nil {
+		t.Errorf("got flags %d, %v, want 6", rec.Flags, err)
+	}
 	if st := a.Failover(); st.Switches != 1 || st.PutBack < 7 || st.Lost != 0 || st.Gateways != 2 || st.HeldMax == 0 || st.Entries == 0 {
 		t.Errorf("got %+v", st)
 	}
@@ -553,7 +596,17 @@ func newMute(t *testing.T, to string) *mute {
 }
 
 func TestWhatIsUnknownIsResolvedByReading(t *testing.T) {
-	p := newPair(t)
+	for _, flags := range []uint32{0, 5} {
+		t.Run(fmt.Sprint("flags ", flags), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.flags = flags
+			resolveByReading(t, p)
+		})
+	}
+}
+
+func resolveByReading(t *testing.T, p *pair) {
 	ctx := context.Background()
 	direct := p.old.Addr
 	m := newMute(t, direct)
@@ -571,19 +624,22 @@ func TestWhatIsUnknownIsResolvedByReading(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.del(s, "nothing") // and the scripts are known
-	p.save(s, "over", "0", on("0"))
+	p.save(s, "over", "0", p.on("0"))
+	if err := s.Touch(ctx, "over", time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
 	m.on.Store(true)
 	done := map[string]func() error{ // by the primary and the replica
-		"new":     func() error { return s.Save(ctx, "new", live("1"), store.Always) },
-		"over":    func() error { return s.Save(ctx, "over", live("1"), on("0")) },
-		"created": func() error { return s.Save(ctx, "created", live("1"), store.IfAbsent) },
+		"new":     func() error { return s.Save(ctx, "new", p.live("1"), store.Always) },
+		"over":    func() error { return s.Save(ctx, "over", p.live("1"), p.on("0")) },
+		"created": func() error { return s.Save(ctx, "created", p.live("1"), store.IfAbsent) },
 		"deleted": func() error { _, err := s.Delete(ctx, "deleted", store.Always); return err },
 		"touched": func() error { return s.Touch(ctx, "touched", time.Now().Add(10*time.Hour)) },
 		"lock":    func() error { return s.Lock(ctx, "lock", "token", time.Minute) },
 		"unlock":  func() error { _, err := s.Unlock(ctx, "unlock", "token"); return err },
 	}
 	lost := map[string]func() error{ // by the primary alone
-		"lost new":    func() error { return s.Save(ctx, "lost new", live("1"), store.Always) },
+		"lost new":    func() error { return s.Save(ctx, "lost new", p.live("1"), store.Always) },
 		"lost delete": func() error { _, err := s.Delete(ctx, "lost delete", store.Always); return err },
 		"lost lock":   func() error { return s.Lock(ctx, "lost lock", "token", time.Minute) },
 	}
@@ -607,7 +663,7 @@ func TestWhatIsUnknownIsResolvedByReading(t *testing.T) {
 	run(done, store.OK)
 	eventually(t, "all of it is done", func() bool {
 		return p.old.Do("EXISTS", "new", "created", "lock_LOCK") == int64(3) && p.old.Do("EXISTS", "deleted", "unlock_LOCK") == int64(0) &&
-			p.old.Do("GET", "over") == "1" && p.old.Do("TTL", "touched").(int64) > 9*3600
+			p.value(p.old, "over") == "1" && p.old.Do("TTL", "touched").(int64) > 9*3600
 	})
 	p.part()
 	run(lost, store.OutcomeUnknown)

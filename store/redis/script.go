@@ -236,9 +236,9 @@ func (r *reply) record(i int) *store.Record {
 	if !r.has(i) {
 		return nil
 	}
-	rec := &store.Record{Data: r.bytes(i)}
+	rec := recordOf(r.bytes(i))
 	if left := r.millis(i + 1); left >= 0 {
 		rec.Expires = time.Now().Add(left)
 	}
-	return rec
+	return &rec
 }

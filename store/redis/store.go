@@ -104,8 +104,6 @@ func millis(d time.Duration) string {
 // the server, never a deadline: the clocks may differ.
 func (s *Store) px(rec store.Record) (string, error) {
 	switch {
-	case rec.Flags != 0:
-		return "", fmt.Errorf("store/redis: a record with flags: %w", store.ErrInvalid)
 	case len(rec.Data) > s.opt.MaxValue:
 		return "", fmt.Errorf("store/redis: a record of %d bytes: %w", len(rec.Data), store.ErrInvalid)
 	case rec.Expires.IsZero():
@@ -129,7 +127,7 @@ func (s *Store) pxLeft(rec store.Record) (string, error) {
 
 // Capabilities of one Redis server.
 func (s *Store) Capabilities() store.Capabilities {
-	return store.Capabilities{Scan: true, Conditional: true, NativeTTL: true, Lock: true}
+	return store.Capabilities{Scan: true, Conditional: true, NativeTTL: true, Lock: true, Flags: true}
 }
 
 // Load is one GET.
@@ -142,8 +140,19 @@ func (s *Store) Load(ctx context.Context, key string) (store.Record, error) {
 	if r.err == nil && !r.has(0) {
 		return store.Record{}, store.ErrAbsent
 	}
-	return store.Record{Data: r.bytes(0)}, r.refused()
+	return recordOf(r.bytes(0)), r.refused()
 }
+
+// text is a record as it lies in Redis, and recordOf what lies there: see store.Flagged.
+func text(rec *store.Record) string { return string(store.Flagged(rec.Data, rec.Flags)) }
+
+func recordOf(value []byte) (rec store.Record) {
+	rec.Data, rec.Flags = store.Unflagged(value)
+	return rec
+}
+
+// valueVersion is the version of what lies in Redis.
+func valueVersion(value []byte) store.Version { return store.VersionOf(store.Unflagged(value)) }
 
 // Inspect is a GET and a PTTL in one step.
 func (s *Store) Inspect(ctx context.Context, key string) (store.Record, error) {
@@ -196,7 +205,7 @@ func (s *Store) Save(ctx context.Context, key string, rec store.Record, cond sto
 	if err != nil {
 		return err
 	}
-	args := []string{"SET", name, string(rec.Data), "PX", px}
+	args := []string{"SET", name, text(&rec), "PX", px}
 	switch cond {
 	case store.Always:
 	case store.IfAbsent:
@@ -204,7 +213,7 @@ func (s *Store) Save(ctx context.Context, key string, rec store.Record, cond sto
 	case store.IfPresent:
 		args = append(args, "XX")
 	default:
-		script := []string{cond.Encode(), px, string(rec.Data)}
+		script := []string{cond.Encode(), px, text(&rec)}
 		r := s.call(ctx, "save", store.ErrUnknown, writeScript, []string{name}, script, nil, s.whenSaved(ctx, key, rec, cond))
 		return s.resolved(ctx, r.fail(), func(ctx context.Context) (bool, error) { return s.ResolveSave(ctx, key, rec) })
 	}

@@ -252,7 +252,7 @@ func (w *window) deleted(key string, asked time.Time, version store.Version, gon
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	e, together := w.entry(key, "", when)
-	ours := e.did == saved && store.VersionOf(e.data, 0) == version // then it was deleted, whichever was asked for first
+	ours := e.did == saved && valueVersion(e.data) == version // then it was deleted, whichever was asked for first
 	if ours || e.did == saved && !together {
 		e.addOlder(e.sum)
 	}

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -291,7 +292,8 @@ func (w *workflow) LoadMarked(ctx context.Context, key string) (rec *store.Recor
 		return nil, m, cmp.Or(r.err, store.ErrFenced)
 	}
 	if r.has(0) {
-		rec = &store.Record{Data: r.bytes(0)}
+		value := recordOf(r.bytes(0))
+		rec = &value
 	}
 	if r.has(1) {
 		m, err = parseMarker(r.text(1))
@@ -340,7 +342,7 @@ func (w *workflow) value(rec *store.Record) (value, error) {
 	if err != nil || px == absence.px {
 		return absence, err
 	}
-	return value{px, string(rec.Data)}, nil
+	return value{px, text(rec)}, nil
 }
 
 // plain is for what leaves markers alone.
@@ -410,7 +412,7 @@ func (w *workflow) CommitRead(ctx context.Context, key string, op store.Op, rec 
 		return err
 	}
 	if v == absence {
-		v.data = string(rec.Data) // overdue where it was read, and here perhaps not any more
+		v.data = text(rec) // overdue where it was read, and here perhaps not any more
 	}
 	return w.step(ctx, "commit", commitScript, key, op, v, "read").fail()
 }
@@ -427,7 +429,7 @@ func (w *workflow) WriteAhead(ctx context.Context, key string, op store.Op, rec 
 	r := w.step(ctx, "write ahead", aheadScript, key, op, v, cond.Encode())
 	a = store.Ahead{Version: uint64(r.int(1)), Mine: r.flag(2), Existed: r.flag(3)}
 	if v != absence && r.err == nil {
-		a.Record = &store.Record{Data: []byte(v.data), Expires: rec.Expires}
+		a.Record = &store.Record{Data: bytes.Clone(rec.Data), Flags: rec.Flags, Expires: rec.Expires}
 	}
 	return a, r.fail()
 }
@@ -520,7 +522,7 @@ func (w *workflow) Add(ctx context.Context, epoch uint64, entries []store.Entry)
 		if rec == nil {
 			return ""
 		}
-		return string(rec.Data)
+		return text(rec)
 	})
 }
 

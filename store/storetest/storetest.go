@@ -487,13 +487,50 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 			}
 		}},
 		{"flags are kept", caps.Flags, func(t *testing.T, s S) {
-			r := rec("x")
-			r.Flags = 1<<32 - 1
-			ok(t, "Save", s.Save(context10(t), h.key("flags"), r, store.Always))
-			got, err := s.Load(context10(t), h.key("flags"))
-			if err != nil || got.Flags != r.Flags {
-				t.Errorf("Load: got flags %d, %v", got.Flags, err)
+			k := h.key("flags")
+			want := func(step, data string, flags uint32) {
+				t.Helper()
+				got, err := s.Load(context10(t), k)
+				if err != nil || string(got.Data) != data || got.Flags != flags {
+					t.Errorf("%s: Load: got %q, flags %d, %v, want %q, %d", step, got.Data, got.Flags, err, data, flags)
+				}
+				if got, err = s.Inspect(context10(t), k); err != nil || string(got.Data) != data || got.Flags != flags {
+					t.Errorf("%s: Inspect: got %q, flags %d, %v, want %q, %d", step, got.Data, got.Flags, err, data, flags)
+				}
+				if b, is := any(s).(store.BulkReader); is {
+					all, err := b.InspectAll(context10(t), []string{h.key("none"), k})
+					if err != nil || all[0] != nil || all[1] == nil || all[1].Flags != flags {
+						t.Errorf("%s: InspectAll: got %+v, %v, want flags %d", step, all, err, flags)
+					}
+				}
 			}
+			save := func(data string, flags uint32, cond store.Condition) error {
+				return s.Save(context10(t), k, store.Record{Data: []byte(data), Flags: flags, Expires: time.Now().Add(time.Minute)}, cond)
+			}
+			ok(t, "Save", save("x", 1<<32-1, store.Always))
+			want("at first", "x", 1<<32-1)
+			ok(t, "Save", save("x", 5, store.Always))
+			want("the same data", "x", 5)
+			ok(t, "Touch", s.Touch(context10(t), k, time.Now().Add(time.Hour)))
+			want("with another deadline", "x", 5)
+			if caps.Conditional {
+				wantErr(t, "Save over other flags", save("y", 7, store.IfVersion(store.VersionOf([]byte("x"), 0))), store.ErrConflict)
+				_, err := s.Delete(context10(t), k, store.IfVersion(store.VersionOf([]byte("x"), 6)))
+				wantErr(t, "Delete of other flags", err, store.ErrConflict)
+				wantErr(t, "Save onto something", save("y", 7, store.IfAbsent), store.ErrConflict)
+				want("nothing done", "x", 5)
+				ok(t, "Save", save("x", 6, store.IfVersion(store.VersionOf([]byte("x"), 5))))
+				want("over a version", "x", 6)
+			}
+			ok(t, "Save", save("x", 0, store.Always))
+			want("without", "x", 0)
+			ok(t, "Save", save("", 9, store.Always))
+			want("of nothing", "", 9)
+			_, err := s.Delete(context10(t), k, store.Always)
+			ok(t, "Delete", err)
+			wantAbsent(t, s, k)
+			ok(t, "Save", save("", 0, store.Always))
+			want("behind a delete", "", 0)
 		}},
 		{"Close may be called twice", true, func(t *testing.T, s S) {
 			ok(t, "Close", s.Close())

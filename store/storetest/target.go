@@ -45,6 +45,118 @@ func RunTarget[S store.Target](t *testing.T, h Harness[S]) {
 		})
 	}
 	for _, tc := range []test{
+		{"flags go with the value", func(t *testing.T, s S, w store.Workflow) {
+			if !s.Capabilities().Flags {
+				return
+			}
+			with := func(data string, flags uint32) *store.Record {
+				r := recp(data)
+				r.Flags = flags
+				return r
+			}
+			want := func(step, data string, flags uint32) {
+				t.Helper()
+				got, _, err := w.LoadMarked(context10(t), k)
+				if err != nil || got == nil || string(got.Data) != data || got.Flags != flags {
+					t.Fatalf("%s: LoadMarked: got %+v, %v, want %q, %d", step, got, err, data, flags)
+				}
+				if got, err := s.Load(context10(t), k); err != nil || got.Flags != flags {
+					t.Errorf("%s: Load: got %+v, %v, want %q, %d", step, got, err, data, flags)
+				}
+			}
+			same := func(data string, flags uint32, want bool) {
+				t.Helper()
+				got, err := w.Same(context10(t), 5, []store.Entry{{Key: k, Record: with(data, flags)}})
+				if err != nil || got[0] != want {
+					t.Errorf("Same as %q, %d: got %v, %v", data, flags, got, err)
+				}
+			}
+			stored, err := w.Add(context10(t), 5, []store.Entry{{Key: k, Record: with("a", 1)}})
+			ok(t, "Add", err)
+			if !stored[0] {
+				t.Error("Add stored nothing")
+			}
+			want("Add", "a", 1)
+			stored, err = w.Add(context10(t), 5, []store.Entry{{Key: k, Record: with("a", 2)}})
+			if ok(t, "Add", err); stored[0] {
+				t.Error("Add stored over something")
+			}
+			want("Add onto something", "a", 1)
+			same("a", 1, true)
+			same("a", 0, false)
+			same("a", 2, false)
+			ok(t, "Copy", w.Copy(context10(t), k, 5, with("a", 2)))
+			want("Copy", "a", 2)
+
+			b, err := w.Begin(context10(t), k, op("o1", 5, long))
+			if err != nil || b.Holds != store.VersionOf([]byte("a"), 2) {
+				t.Errorf("Begin: got %+v, %v", b, err)
+			}
+			ok(t, "Commit", w.Commit(context10(t), k, op("o1", 5, long), with("b", 3)))
+			want("Commit", "b", 3)
+			_, err = w.Begin(context10(t), k, op("o2", 5, long))
+			ok(t, "Begin", err)
+			sooner := with("b", 4) // other flags: it is another value, and its deadline is its own
+			sooner.Expires = sooner.Expires.Add(-time.Minute)
+			ok(t, "CommitRead", w.CommitRead(context10(t), k, op("o2", 5, long), sooner))
+			want("CommitRead", "b", 4)
+			wantDeadline(t, s, k, sooner.Expires)
+			_, err = w.Begin(context10(t), k, op("o3", 5, long))
+			ok(t, "Begin", err)
+			longer := with("b", 4)
+			ok(t, "Touch", s.Touch(context10(t), k, longer.Expires))
+			ok(t, "CommitRead", w.CommitRead(context10(t), k, op("o3", 5, long), sooner))
+			wantDeadline(t, s, k, longer.Expires)
+			want("CommitRead of the same", "b", 4)
+			_, err = w.Begin(context10(t), k, op("o5", 5, long))
+			ok(t, "Begin", err)
+			sooner.Expires = time.Now().Add(-time.Second)
+			ok(t, "CommitRead", w.CommitRead(context10(t), k, op("o5", 5, long), sooner))
+			want("CommitRead of the same, overdue there", "b", 4)
+
+			_, err = w.WriteAhead(context10(t), k, op("p1", 5, long), with("c", 5), store.IfVersion(store.VersionOf([]byte("b"), 0)))
+			wantErr(t, "WriteAhead over other flags", err, store.ErrConflict)
+			a, err := w.WriteAhead(context10(t), k, op("p1", 5, long), with("c", 5), store.IfVersion(store.VersionOf([]byte("b"), 4)))
+			if err != nil || a.Record == nil || a.Record.Flags != 5 {
+				t.Errorf("WriteAhead: got %+v, %v", a, err)
+			}
+			want("WriteAhead", "c", 5)
+			a, err = w.MarkAhead(context10(t), k, op("p2", 5, long))
+			if err != nil || a.Record == nil || a.Record.Flags != 5 {
+				t.Errorf("MarkAhead: got %+v, %v", a, err)
+			}
+			_, err = w.WriteAhead(context10(t), k, op("p3", 5, long), with("d", 0), store.Always)
+			ok(t, "WriteAhead", err)
+			_, err = w.WriteAhead(context10(t), k, op("p4", 5, long), with("d", 6), store.Always)
+			ok(t, "WriteAhead", err)
+			a, done, err := w.Propagated(context10(t), k, op("p1", 5, 50*time.Millisecond), 1)
+			if err != nil || done || a.Record == nil || a.Record.Flags != 6 {
+				t.Errorf("Propagated: got %+v, %v, %v", a, done, err)
+			}
+			dead(t, w)
+			b, err = w.Begin(context10(t), k, op("o4", 5, long))
+			if err != nil || b.Took != store.AheadOf || b.Ahead.Record == nil || b.Ahead.Record.Flags != 6 || b.Holds != store.VersionOf([]byte("d"), 6) {
+				t.Errorf("Begin over a dead ahead: got %+v, %v", b, err)
+			}
+			_, done, err = w.Propagated(context10(t), k, op("o4", 5, long), b.Ahead.Version)
+			if ok(t, "Propagated", err); !done {
+				t.Error("Propagated: not done")
+			}
+			_, err = w.SaveLast(context10(t), k, 5, with("e", 7), store.IfVersion(store.VersionOf([]byte("d"), 0)))
+			wantErr(t, "SaveLast over other flags", err, store.ErrConflict)
+			_, err = w.SaveLast(context10(t), k, 5, with("e", 7), store.IfVersion(store.VersionOf([]byte("d"), 6)))
+			ok(t, "SaveLast", err)
+			want("SaveLast", "e", 7)
+			_, _, err = w.TouchMarked(context10(t), k, 5, time.Now().Add(2*time.Hour))
+			ok(t, "TouchMarked", err)
+			want("TouchMarked", "e", 7)
+			n, err := w.Remove(context10(t), 5, []string{k})
+			if ok(t, "Remove", err); n != 1 {
+				t.Errorf("Remove: got %d", n)
+			}
+			ok(t, "Copy", w.Copy(context10(t), k, 5, with("e", 0)))
+			want("Copy behind Remove", "e", 0)
+		}},
 		{"without a fence, or below it, nothing is done", func(t *testing.T, s S, _ store.Workflow) {
 			for _, name := range []string{"nofence", "w"} {
 				w := s.Workflow(name)
