@@ -1,0 +1,92 @@
+package sessile
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Cookie says how the cookie is called and what it may be used for. Its zero value is the safest one: __Host-session, for HTTPS
+// and this host only, not for scripts, not for requests that other sites make (but for links to this one), gone with the browser.
+type Cookie struct {
+	// Name defaults to "__Host-session", or, where the cookie may not be called that, to "session".
+	Name string
+	// Domain, if it is not "", has all hosts below it get the cookie.
+	Domain string
+	// Path defaults to "/".
+	Path string
+	// SameSite defaults to http.SameSiteLaxMode.
+	SameSite http.SameSite
+	// Insecure sends the cookie over plain HTTP, too: for tests.
+	Insecure bool
+	// Persistent keeps it when the browser ends, for as long as the session may last.
+	Persistent bool
+	// Partitioned gives each site that embeds this one a cookie of its own (CHIPS, which is not in RFC 6265bis).
+	Partitioned bool
+}
+
+func (c *Cookie) complete() error {
+	host := c.Domain == "" && (c.Path == "" || c.Path == "/") && !c.Insecure
+	if c.Name == "" {
+		if c.Name = "session"; host {
+			c.Name = "__Host-session"
+		}
+	}
+	if c.Path == "" {
+		c.Path = "/"
+	}
+	if c.SameSite == 0 || c.SameSite == http.SameSiteDefaultMode {
+		c.SameSite = http.SameSiteLaxMode
+	}
+	lower := strings.ToLower(c.Name)
+	switch {
+	case strings.HasPrefix(lower, "__host-") && !host:
+		return errors.New("sessile: a cookie called __Host- is for HTTPS, this host and the path / only: browsers refuse it")
+	case strings.HasPrefix(lower, "__secure-") && c.Insecure:
+		return errors.New("sessile: a cookie called __Secure- is for HTTPS only: browsers refuse it")
+	case c.SameSite == http.SameSiteNoneMode && c.Insecure:
+		return errors.New("sessile: SameSite=None is for HTTPS only: browsers refuse it")
+	case c.Partitioned && c.Insecure:
+		return errors.New("sessile: Partitioned is for HTTPS only: browsers refuse it")
+	}
+	return c.made("x", 0).Valid()
+}
+
+// read returns the token that a request has, "" for none, and how many cookies of that name there are. Of two that differ none
+// counts: one of them was put there by somebody else (another host below the same domain), and nobody knows which.
+func (c *Cookie) read(r *http.Request) (t token, n int) {
+	for _, cookie := range r.CookiesNamed(c.Name) {
+		if n++; n > 1 && token(cookie.Value) != t {
+			return "", n
+		}
+		t = token(cookie.Value)
+	}
+	if !t.valid() {
+		t = ""
+	}
+	return t, n
+}
+
+func (c *Cookie) made(t token, life time.Duration) *http.Cookie {
+	return &http.Cookie{Name: c.Name, Value: string(t), Domain: c.Domain, Path: c.Path, Secure: !c.Insecure, HttpOnly: true,
+		SameSite: c.SameSite, Partitioned: c.Partitioned, MaxAge: int(life / time.Second)}
+}
+
+// set sets the cookie in a response: t, or its end where t is "". life is that of one that stays.
+func (c *Cookie) set(h http.Header, t token, life time.Duration) {
+	if !c.Persistent {
+		life = 0
+	}
+	cookie := c.made(t, life)
+	if t == "" {
+		cookie.MaxAge = -1
+	}
+	lines := slices.DeleteFunc(h["Set-Cookie"], func(line string) bool { return strings.HasPrefix(line, c.Name+"=") })
+	h["Set-Cookie"] = append(lines, cookie.String())
+	// A cache between would give one user's cookie to another one. Some have no-cache="Set-Cookie" for that, which caches ignore.
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-store")
+	}
+}

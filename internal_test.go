@@ -1,0 +1,114 @@
+package sessile
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestTokens(t *testing.T) {
+	a, b := newToken(), newToken()
+	if a == b || !a.valid() || !b.valid() {
+		t.Errorf("%q and %q", a, b)
+	}
+	if k := a.key(nil); string(k) == string(a) || k != a.key(nil) || k == a.key([]byte("secret")) || k == b.key(nil) {
+		t.Errorf("the key of %q is %q", a, k)
+	}
+	for what, bad := range map[string]token{
+		"empty": "", "short": a[1:], "long": a + "A", "a path": "../../../../etc/passwd/../x", "blanks": token(strings.Repeat(" ", tokenLen)),
+		"other letters": a[:tokenLen-1] + "=", "another alphabet": "+" + a[1:], "a line feed": a[:tokenLen-1] + "\n",
+		"bits behind the last byte": a[:tokenLen-1] + "B", "percent": "%2e" + a[3:], "bytes": "\xff" + a[1:],
+	} {
+		if bad.valid() {
+			t.Errorf("%s: %q is taken for a token", what, bad)
+		}
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	now := time.Unix(1_800_000_000, 0)
+	for _, r := range []record{{}, {kind: live, incarnation: newIncarnation(), version: 7, created: now, end: now.Add(time.Hour), user: "alice", login: now, body: []byte("{}")},
+		{kind: over, created: now}, {kind: moved, body: []byte("k")}} {
+		f.Add(r.encode())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decodeRecord(b)
+		if err != nil {
+			return
+		}
+		got, err := decodeRecord(r.encode())
+		if err != nil || got.kind != r.kind || got.incarnation != r.incarnation || got.version != r.version || !got.created.Equal(r.created) ||
+			!got.end.Equal(r.end) || got.user != r.user || !got.login.Equal(r.login) || !bytes.Equal(got.body, r.body) {
+			t.Errorf("%+v comes back as %+v, %v", r, got, err)
+		}
+	})
+}
+
+// PHP's session of five values takes 248 bytes in Redis; ours shall not take more, so the header has to be small.
+func TestTheHeaderIsSmall(t *testing.T) {
+	r := record{incarnation: newIncarnation(), created: time.Now(), end: time.Now()}
+	if n := len(r.encode()); n > 22 {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+func TestCookies(t *testing.T) {
+	for name, c := range map[string]struct {
+		cookie Cookie
+		want   string // "": refused
+	}{
+		"by itself":            {Cookie{}, "__Host-session=T; Path=/; HttpOnly; Secure; SameSite=Lax"},
+		"plain HTTP":           {Cookie{Insecure: true}, "session=T; Path=/; HttpOnly; SameSite=Lax"},
+		"a domain":             {Cookie{Domain: "example.com"}, "session=T; Path=/; Domain=example.com; HttpOnly; Secure; SameSite=Lax"},
+		"a path":               {Cookie{Path: "/shop"}, "session=T; Path=/shop; HttpOnly; Secure; SameSite=Lax"},
+		"strict":               {Cookie{SameSite: http.SameSiteStrictMode}, "__Host-session=T; Path=/; HttpOnly; Secure; SameSite=Strict"},
+		"none":                 {Cookie{SameSite: http.SameSiteNoneMode, Partitioned: true}, "__Host-session=T; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"},
+		"persistent":           {Cookie{Persistent: true}, "__Host-session=T; Path=/; Max-Age=60; HttpOnly; Secure; SameSite=Lax"},
+		"__Host- for a domain": {Cookie{Name: "__Host-s", Domain: "example.com"}, ""},
+		"__host- for a path":   {Cookie{Name: "__host-s", Path: "/shop"}, ""},
+		"__Host- without TLS":  {Cookie{Name: "__Host-s", Insecure: true}, ""},
+		"__Secure-, no TLS":    {Cookie{Name: "__Secure-s", Insecure: true}, ""},
+		"None without TLS":     {Cookie{SameSite: http.SameSiteNoneMode, Insecure: true}, ""},
+		"Partitioned, no TLS":  {Cookie{Partitioned: true, Insecure: true}, ""},
+		"a bad name":           {Cookie{Name: "a b"}, ""},
+		"a bad path":           {Cookie{Path: "/;x"}, ""},
+		"a bad domain":         {Cookie{Domain: "a b"}, ""},
+	} {
+		err := c.cookie.complete()
+		if (err == nil) != (c.want != "") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			continue
+		}
+		h := http.Header{}
+		h.Add("Set-Cookie", "other=1")
+		c.cookie.set(h, "x", time.Minute)
+		c.cookie.set(h, "T", time.Minute)
+		if got := h["Set-Cookie"]; len(got) != 2 || got[1] != c.want {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+// Of two cookies of one name that differ, one was put there by somebody else.
+func TestDuplicateCookies(t *testing.T) {
+	c := Cookie{Name: "s"}
+	if err := c.complete(); err != nil {
+		t.Fatal(err)
+	}
+	a, b := string(newToken()), string(newToken())
+	for header, want := range map[string]string{
+		"s=" + a: a, "s=" + a + "; s=" + a: a, "s=" + a + "; s=" + b: "", "s=" + a + "; S=" + b: a, "s=stale; s=" + a: "", "x=" + a: "", "s=": "",
+		"s=" + a + "; s=" + b + "; s=" + b: "",
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Cookie", header)
+		if got, _ := c.read(r); string(got) != want {
+			t.Errorf("%s: got %q, want %q", header, got, want)
+		}
+	}
+}

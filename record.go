@@ -1,0 +1,108 @@
+package sessile
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"math"
+	"time"
+)
+
+// A record is a session as it lies in the store: one value, a header before the body, so that whatever reads it has all of it.
+//
+//	0      format: 0x9e
+//	1      kind (four bits): live, over, moved; codec (four bits): 0 is the manager's own
+//	2      number of the key that the body is encrypted with; 0: it is not
+//	3      incarnation (6 bytes): random, made with the session; another one is another session
+//	9      version (3): counts the saves. With the incarnation it makes every value that was ever saved another one
+//	12     created (4), in seconds since 1970
+//	16     end (4): the absolute deadline, the same; 0: none
+//	20     user: its length as a uvarint, then its bytes; where there is one, when he logged in (4)
+//	       body
+//
+// The idle timeout is the store's deadline, which is moved without the value: a request that only reads can neither undo
+// what another one writes, nor bring a session back.
+type record struct {
+	kind        kind
+	incarnation [6]byte
+	version     uint32 // 24 bits
+	created     time.Time
+	end         time.Time // zero: none
+	user        string
+	login       time.Time
+	body        []byte
+}
+
+type kind byte
+
+const (
+	live  kind = iota
+	over       // destroyed: who saves later finds that the session is over
+	moved      // renewed: the body is the key of the session that goes on
+)
+
+const (
+	format     = 0x9e // no byte that text, JSON, PHP, gob or a pickle begins with
+	headerSize = 20
+	maxUser    = 1 << 10
+)
+
+var errRecord = errors.New("sessile: not a record of this version")
+
+func newIncarnation() (id [6]byte) {
+	rand.Read(id[:])
+	return id
+}
+
+// appendTime has room for times until 2106.
+func appendTime(b []byte, t time.Time) []byte {
+	var s uint32
+	if !t.IsZero() {
+		s = uint32(max(1, min(t.Unix(), math.MaxUint32)))
+	}
+	return binary.BigEndian.AppendUint32(b, s)
+}
+
+func timeOf(b []byte) time.Time {
+	s := binary.BigEndian.Uint32(b)
+	if s == 0 {
+		return time.Time{}
+	}
+	return time.Unix(int64(s), 0)
+}
+
+func (r *record) encode() []byte {
+	b := make([]byte, 0, headerSize+2+len(r.user)+4+len(r.body))
+	b = append(b, format, byte(r.kind)<<4, 0)
+	b = append(b, r.incarnation[:]...)
+	b = append(b, byte(r.version>>16), byte(r.version>>8), byte(r.version))
+	b = appendTime(b, r.created)
+	b = appendTime(b, r.end)
+	b = binary.AppendUvarint(b, uint64(len(r.user)))
+	if b = append(b, r.user...); r.user != "" {
+		b = appendTime(b, r.login)
+	}
+	return append(b, r.body...)
+}
+
+// decodeRecord reads what encode wrote. The body is part of b.
+func decodeRecord(b []byte) (*record, error) {
+	if len(b) <= headerSize || b[0] != format || kind(b[1]>>4) > moved || b[1]&0xf != 0 || b[2] != 0 {
+		return nil, errRecord
+	}
+	r := &record{kind: kind(b[1] >> 4), version: uint32(b[9])<<16 | uint32(b[10])<<8 | uint32(b[11]), created: timeOf(b[12:]), end: timeOf(b[16:])}
+	copy(r.incarnation[:], b[3:])
+	n, size := binary.Uvarint(b[headerSize:])
+	if size <= 0 || n > maxUser || n > uint64(len(b)-headerSize-size) {
+		return nil, errRecord
+	}
+	rest := b[headerSize+size:]
+	if r.user, rest = string(rest[:n]), rest[n:]; n > 0 {
+		if len(rest) < 4 {
+			return nil, errRecord
+		}
+		r.login, rest = timeOf(rest), rest[4:]
+	}
+	r.body = rest
+	return r, nil
+}

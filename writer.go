@@ -1,0 +1,83 @@
+package sessile
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+)
+
+// A writer has the session saved at the last moment at which a cookie can be set: before the first final status, byte, flush or
+// hijack. http.ResponseController finds what else the writer below can do through Unwrap.
+type writer struct {
+	http.ResponseWriter
+	commit func(h http.Header) error   // is called once, before the header is sent
+	failed func(w http.ResponseWriter) // answers where that failed
+	begun  bool
+	drop   bool // it has: what the handler writes is dropped
+}
+
+func (w *writer) begin() {
+	if !w.begun {
+		if w.commit(w.Header()) != nil {
+			clear(w.Header())
+			w.drop = true
+			w.failed(w.ResponseWriter)
+		}
+		w.begun = true
+	}
+}
+
+func (w *writer) WriteHeader(status int) {
+	if status >= 200 || status == http.StatusSwitchingProtocols { // 1xx are followed by the real one; 101 is final (RFC 9110, 15.2)
+		w.begin()
+	}
+	if !w.drop {
+		w.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	w.begin()
+	if w.drop {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *writer) WriteString(s string) (int, error) {
+	w.begin()
+	if w.drop {
+		return len(s), nil
+	}
+	return io.WriteString(w.ResponseWriter, s)
+}
+
+func (w *writer) ReadFrom(r io.Reader) (int64, error) {
+	w.begin()
+	if w.drop {
+		return io.Copy(io.Discard, r)
+	}
+	return io.Copy(w.ResponseWriter, r)
+}
+
+// Flush implements http.Flusher. Where the writer below is none it does nothing, but save the session.
+func (w *writer) Flush() { _ = w.FlushError() }
+
+func (w *writer) FlushError() error {
+	w.begin()
+	if w.drop {
+		return nil
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if w.begin(); w.drop {
+		return nil, nil, errors.New("sessile: the session could not be saved, and the request was answered so")
+	}
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
