@@ -19,7 +19,7 @@ import (
 	"github.com/sessile/sessile/internal/testserver"
 	"github.com/sessile/sessile/store"
 	"github.com/sessile/sessile/store/memory"
-	"github.com/sessile/sessile/store/open"
+	"github.com/sessile/sessile/store/redis"
 )
 
 type data struct {
@@ -31,11 +31,7 @@ type data struct {
 func stores(t *testing.T) map[string]store.Store {
 	t.Helper()
 	mem := memory.New(memory.Options{})
-	u, err := open.Parse(testserver.Redis(t).URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	red, err := open.Store(t.Context(), u, open.Options{Prefix: "s:"})
+	red, err := redis.Connect(t.Context(), redis.Options{Addr: testserver.Redis(t).Addr, Prefix: "s:"})
 	if err != nil {
 		t.Fatal(err)
 	}
