@@ -41,7 +41,7 @@ func Cassandra(t testing.TB, lines ...string) *CassandraServer {
 // CassandraCluster starts so many nodes, at 127.0.0.1, 127.0.0.2 and so on, one after the other.
 func CassandraCluster(t testing.TB, n int, lines ...string) (nodes []*CassandraServer) {
 	t.Helper()
-	java := find("../lib/jvm/java-17-*/bin/java", "java")
+	java := java17("java")
 	version, _ := exec.Command(java, "-version").CombinedOutput() // it runs on no later one; none says nothing
 	Need(t, "openjdk-17-jre-headless", strings.Contains(string(version), `version "17.`))
 	lib := cassandraLib(t)
@@ -73,9 +73,10 @@ func CassandraCluster(t testing.TB, n int, lines ...string) (nodes []*CassandraS
 				"commitlog_directory: " + log + "\nauto_bootstrap: false\nstart_native_transport: true\n" +
 				"seed_provider:\n  - class_name: org.apache.cassandra.locator.SimpleSeedProvider\n" +
 				fmt.Sprintf("    parameters:\n      - seeds: \"127.0.0.1:%d\"\n", storage) + strings.Join(append(lines, ""), "\n")
-			if err := firstError(os.WriteFile(filepath.Join(s.dir, "logback.xml"), []byte(file("logback.xml")), 0o600),
-				os.WriteFile(filepath.Join(s.dir, "options"), []byte(file("options")), 0o600)); err != nil {
-				t.Fatalf("testserver: cassandra: %v", err)
+			for _, name := range []string{"logback.xml", "options", "rackdc"} {
+				if err := os.WriteFile(filepath.Join(s.dir, name), []byte(file(name)), 0o600); err != nil {
+					t.Fatalf("testserver: cassandra: %v", err)
+				}
 			}
 		}, s.start)
 		t.Cleanup(s.Kill) // at SIGTERM it would write down what nobody wants
@@ -83,6 +84,8 @@ func CassandraCluster(t testing.TB, n int, lines ...string) (nodes []*CassandraS
 	}
 	return nodes
 }
+
+func java17(program string) string { return find("../lib/jvm/java-17-*/bin/"+program, program) }
 
 // cassandraLib returns the folder of the server's jars.
 func cassandraLib(t testing.TB) string {
@@ -146,6 +149,7 @@ func (s *CassandraServer) start() error {
 		return err
 	}
 	cmd := exec.Command(s.java, "@"+path("options"), "-Dcassandra.config=file://"+path("cassandra.yaml"), "-Dlogback.configurationFile="+path("logback.xml"),
+		"-Dcassandra-rackdc.properties=file://"+path("rackdc"), // for GossipingPropertyFileSnitch
 		"-Dcassandra.storagedir="+path("data"), "-Dcassandra.logdir="+path("data"), "-cp", filepath.Join(s.lib, "*"),
 		"org.apache.cassandra.service.CassandraDaemon")
 	return s.server.start(cmd, syscall.SIGKILL, func() (bool, error) {

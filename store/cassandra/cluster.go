@@ -89,7 +89,8 @@ func session(opt *Options, datacenter string) (*gocql.Session, error) {
 	cfg := gocql.NewCluster(opt.Hosts...)
 	cfg.Consistency, cfg.SerialConsistency = opt.Consistency, opt.Serial
 	cfg.ConnectTimeout, cfg.Timeout, cfg.WriteTimeout = opt.DialTimeout, opt.Bound, opt.Bound
-	cfg.NumConns, cfg.Dialer = opt.Conns, opt.dialer
+	d := &dialer{opt: opt}
+	cfg.NumConns, cfg.HostDialer = opt.Conns, d
 	cfg.RetryPolicy = nil         // whether a retry is safe is known here
 	cfg.WriteCoalesceWaitTime = 0 // a page waits for each of its requests
 	cfg.DefaultTimestamp = false
@@ -103,10 +104,11 @@ func session(opt *Options, datacenter string) (*gocql.Session, error) {
 	if opt.Username != "" {
 		cfg.Authenticator = gocql.PasswordAuthenticator{Username: opt.Username, Password: opt.Password}
 	}
-	if opt.TLS != nil {
-		cfg.SslOpts = &gocql.SslOptions{Config: opt.TLS.Clone(), EnableHostVerification: !opt.TLS.InsecureSkipVerify}
+	s, err := cfg.CreateSession()
+	if err != nil {
+		return nil, d.explain(err)
 	}
-	return cfg.CreateSession()
+	return s, nil
 }
 
 // dial connects to the cluster and looks at the table.
@@ -122,11 +124,7 @@ func dial(opt *Options) (*cluster, error) {
 		}
 	}
 	if err != nil {
-		why := store.ErrDown
-		if text := err.Error(); strings.Contains(text, "password") || strings.Contains(text, "authentication") { // all that the driver leaves of it
-			why = store.ErrUnavailable
-		}
-		return nil, fmt.Errorf("store/cassandra: %w: %w", why, err)
+		return nil, err
 	}
 	c := &cluster{Session: s, opt: opt}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second+opt.Bound)

@@ -27,11 +27,12 @@ const tombstones = 500
 type node struct {
 	*testserver.CassandraServer
 	plain *gocql.Session
+	certs *testserver.CassandraTLS
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	n := &node{CassandraServer: testserver.Cassandra(t, fmt.Sprint("tombstone_failure_threshold: ", tombstones))}
+	n := &node{CassandraServer: testserver.Cassandra(t, fmt.Sprint("tombstone_failure_threshold: ", tombstones)), certs: testserver.NewCassandraTLS(t)}
 	cfg := gocql.NewCluster(n.Addr)
 	cfg.Timeout, cfg.ConnectTimeout = 20*time.Second, 10*time.Second
 	cfg.ReconnectInterval = 200 * time.Millisecond
@@ -123,9 +124,15 @@ func wantData(t *testing.T, s store.Store, key, want string) {
 func TestCassandra(t *testing.T) {
 	n := newNode(t)
 	t.Run("store", func(t *testing.T) { testStore(t, n) })
+	t.Run("a node without TLS", func(t *testing.T) {
+		if s, err := n.openAt(t, "127.0.0.1", "none", "&tls=true"); s != nil || err == nil || !strings.Contains(err.Error(), "does not look like a TLS handshake") {
+			t.Errorf("got %v, %v", s, err)
+		}
+	})
 	t.Run("rows", func(t *testing.T) { testRows(t, n) })
 	t.Run("trouble", func(t *testing.T) { testTrouble(t, n) })
 	t.Run("rights", func(t *testing.T) { testRights(t, n) })
+	t.Run("clients' certificates", func(t *testing.T) { testClientCertificates(t, n) })
 }
 
 func testStore(t *testing.T, n *node) {

@@ -77,8 +77,8 @@ func (c *wired) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// testTrouble is about servers and networks that fail. It kills the server, and leaves it with other settings, passwords among
-// them.
+// testTrouble is about servers and networks that fail. It kills the server, and leaves it with other settings, passwords and TLS
+// among them.
 func testTrouble(t *testing.T, n *node) {
 	n.keyspace(t, "trouble", "")
 	w, doubts := &wire{}, &atomic.Int64{}
@@ -265,7 +265,7 @@ func testTrouble(t *testing.T, n *node) {
 		wantErr(t, "Load", err, store.ErrDown)
 		_, err = late.Mark(in10s(t))
 		wantErr(t, "Mark", err, store.ErrDown)
-		n.Restart("cas_contention_timeout: 20ms", "authenticator: PasswordAuthenticator", "authorizer: CassandraAuthorizer")
+		n.Restart("cas_contention_timeout: 20ms", "authenticator: PasswordAuthenticator", "authorizer: CassandraAuthorizer", n.certs.Lines(false, true))
 		waitFor(t, "it is back", func() error { _, err := s.Load(in10s(t), "counter0"); return err })
 		waitFor(t, "who came late is there", func() error { _, err := late.Load(in10s(t), "counter0"); return err })
 		waitFor(t, "a table that is missing is", func() error {

@@ -34,6 +34,8 @@ import (
 //	lifetime             of sessions that have no deadline
 //	max_value            bytes of the largest session
 //	tls, ca_file         true, skip-verify or false (the default); who has signed the nodes' certificates
+//	server_name          for whom those are, where they are not for the nodes' addresses
+//	cert_file, key_file  our certificate, and its key
 //	password_file        holds the user's password
 //	op_bound, dial_timeout, connections
 func ParseURL(u *url.URL, opt Options) (Options, error) {
@@ -67,6 +69,7 @@ func ParseURL(u *url.URL, opt Options) (Options, error) {
 			return fmt.Errorf("it takes one of: %s", strings.Join(names, ", "))
 		}
 	}
+	var ca, serverName, cert, key string
 	set := map[string]func(v string) error{
 		"table": text(&opt.Table), "id": text(&opt.ID), "data": text(&opt.Data), "expires": text(&opt.Expires), "nonce": text(&opt.Nonce),
 		"datacenter": text(&opt.Datacenter),
@@ -103,19 +106,32 @@ func ParseURL(u *url.URL, opt Options) (Options, error) {
 			}
 			return nil
 		},
-		"ca_file": func(string) error { return nil },
+		"ca_file": text(&ca), "server_name": text(&serverName), "cert_file": text(&cert), "key_file": text(&key),
 	}
 	if err := param.Read("store/cassandra", q, set); err != nil {
 		return opt, err
 	}
-	if file := q.Get("ca_file"); q.Has("ca_file") {
-		if opt.TLS == nil || opt.TLS.InsecureSkipVerify {
-			return opt, errors.New("store/cassandra: parameter ca_file goes with tls=true: otherwise any certificate counts")
-		}
-		b, err := os.ReadFile(file)
+	opt.TLS = opt.TLS.Clone() // it may be the caller's
+	switch verified := opt.TLS != nil && !opt.TLS.InsecureSkipVerify; {
+	case !verified && (q.Has("ca_file") || q.Has("server_name")):
+		return opt, errors.New("store/cassandra: parameters ca_file and server_name go with tls=true: otherwise any certificate counts")
+	case opt.TLS == nil && (q.Has("cert_file") || q.Has("key_file")):
+		return opt, errors.New("store/cassandra: parameters cert_file and key_file go with tls=true or skip-verify")
+	case serverName != "":
+		opt.TLS.ServerName = serverName
+	}
+	if q.Has("ca_file") {
+		b, err := os.ReadFile(ca)
 		if opt.TLS.RootCAs = x509.NewCertPool(); err != nil || !opt.TLS.RootCAs.AppendCertsFromPEM(b) {
-			return opt, fmt.Errorf("store/cassandra: parameter ca_file=%q: cannot be read, or has no certificate in it", file)
+			return opt, fmt.Errorf("store/cassandra: parameter ca_file=%q: cannot be read, or has no certificate in it", ca)
 		}
+	}
+	if q.Has("cert_file") || q.Has("key_file") {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return opt, fmt.Errorf("store/cassandra: parameters cert_file, key_file: %w", err)
+		}
+		opt.TLS.Certificates = []tls.Certificate{pair}
 	}
 	return opt, opt.complete()
 }
