@@ -38,7 +38,7 @@ func TestConformanceOfACluster(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := testserver.Cluster(t, testserver.ClusterOptions{Replicas: -1})
+			c := testserver.Cluster(t, testserver.ClusterOptions{Replicas: -1, NodeTimeout: 20 * time.Second})
 			storetest.RunTarget(t, storetest.Harness[*Store]{
 				New: func(t *testing.T) *Store {
 					flush(c)

@@ -22,7 +22,7 @@ import (
 
 func TestConformanceOfAClusterAsAnOrigin(t *testing.T) {
 	t.Parallel()
-	c := testserver.Cluster(t, testserver.ClusterOptions{Replicas: -1})
+	c := testserver.Cluster(t, testserver.ClusterOptions{Replicas: -1, NodeTimeout: 20 * time.Second})
 	storetest.RunOrigin(t, storetest.Harness[*Origin]{
 		New: func(t *testing.T) *Origin {
 			flush(c)
