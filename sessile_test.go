@@ -263,6 +263,26 @@ func TestAStoreThatIsAway(t *testing.T) {
 	b.want("/", `"" 1`)
 }
 
+// A login that has failed logs nobody in later, by what else the request does.
+func TestALoginThatFails(t *testing.T) {
+	st := &broken{Store: memory.New(memory.Options{})}
+	s := newSite(t, st, sessile.Options{})
+	s.page("/try", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+		st.err.Store(&errAway)
+		if err := s.Login(r.Context(), "alice"); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Login: %v", err)
+		}
+		st.err.Store(nil)
+		return s.Update(add)
+	})
+	for _, before := range []string{"/", "/add"} {
+		b := s.browser()
+		b.get(before)
+		b.want("/try", "")
+		b.want("/", fmt.Sprintf(`"" %d`, 1+len(before)/4))
+	}
+}
+
 var errAway = fmt.Errorf("down: %w", store.ErrUnavailable)
 
 type broken struct {

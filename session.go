@@ -167,7 +167,7 @@ func (s *Session[T]) make() {
 
 // Login makes the session user's, under a new id (ASVS 7.2.4): who knew the old one, from before, has nothing. What was in it
 // stays, and its timeouts begin anew. It is saved when Login returns.
-func (s *Session[T]) Login(ctx context.Context, user string) error {
+func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -177,6 +177,12 @@ func (s *Session[T]) Login(ctx context.Context, user string) error {
 		return ErrLate
 	}
 	old := &Session[T]{m: s.m, token: s.token, rec: s.rec, version: s.version, ops: s.ops} // what it is made of
+	token, rec, version, value, ops, dirty, gone := s.token, s.rec, s.version, s.value, s.ops, s.dirty, s.gone
+	defer func() {
+		if err != nil { // nobody is logged in by what comes later
+			s.token, s.rec, s.version, s.value, s.ops, s.dirty, s.gone = token, rec, version, value, ops, dirty, gone
+		}
+	}()
 	for try := 0; ; try++ {
 		s.rec, s.gone = nil, false
 		s.make()
