@@ -47,6 +47,15 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+func FuzzIndex(f *testing.F) {
+	f.Add(encodeIndex([]indexEntry{{newToken().key(nil), time.Unix(1_800_000_000, 0)}, {newToken().key(nil), time.Unix(1, 0)}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if list, err := decodeIndex(b); err == nil && !bytes.Equal(encodeIndex(list), b) {
+			t.Errorf("%x is read as %v", b, list)
+		}
+	})
+}
+
 // PHP's session of five values takes 248 bytes in Redis; ours shall not take more, so the header has to be small.
 func TestTheHeaderIsSmall(t *testing.T) {
 	r := record{incarnation: newIncarnation(), created: time.Now(), end: time.Now()}

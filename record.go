@@ -71,6 +71,9 @@ func timeOf(b []byte) time.Time {
 	return time.Unix(int64(s), 0)
 }
 
+// over reports whether the absolute deadline is over.
+func (r *record) over(now time.Time) bool { return !r.end.IsZero() && !now.Before(r.end) }
+
 func (r *record) encode() []byte {
 	b := make([]byte, 0, headerSize+2+len(r.user)+4+len(r.body))
 	b = append(b, format, byte(r.kind)<<4, 0)

@@ -70,7 +70,7 @@ func (s *Session[T]) load(ctx context.Context) error {
 		s.gone = true
 		return nil
 	}
-	if !rec.end.IsZero() && !now.Before(rec.end) || !got.Expires.IsZero() && !now.Before(got.Expires) {
+	if rec.over(now) || !got.Expires.IsZero() && !now.Before(got.Expires) {
 		return nil
 	}
 	var v T
@@ -187,6 +187,9 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 		s.rec, s.gone = nil, false
 		s.make()
 		s.rec.user, s.rec.login = user, s.rec.created
+		if err := s.m.enlist(ctx, user, s.key(), s.rec.created); err != nil {
+			return err
+		}
 		if err := s.put(ctx, store.IfAbsent); err != nil {
 			return err
 		}
@@ -194,7 +197,7 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 			return nil
 		}
 		// The old one ends, if it is still what this one was made of.
-		err := old.end(ctx, store.IfVersion(old.version))
+		err := s.m.bury(ctx, old.key(), old.rec, store.IfVersion(old.version))
 		if err == nil {
 			return nil
 		}
@@ -225,7 +228,7 @@ func (s *Session[T]) Logout(ctx context.Context) error {
 	if s.rec != nil && s.version != store.Absent {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 		defer cancel()
-		if err := s.end(ctx, store.Always); err != nil {
+		if err := s.m.bury(ctx, s.key(), s.rec, store.Always); err != nil {
 			return fmt.Errorf("sessile: logout: %w", err)
 		}
 	}
@@ -234,11 +237,11 @@ func (s *Session[T]) Logout(ctx context.Context) error {
 	return nil
 }
 
-// end leaves in the session's place that it is over.
-func (s *Session[T]) end(ctx context.Context, cond store.Condition) error {
+// bury leaves in the place of a session that it is over.
+func (m *Manager[T]) bury(ctx context.Context, key Key, rec *record, cond store.Condition) error {
 	now := time.Now()
-	over := &record{kind: over, incarnation: s.rec.incarnation, created: now}
-	return s.m.st.Save(store.Replicated(ctx), string(s.key()), store.Record{Data: over.encode(), Expires: now.Add(graveLife)}, cond)
+	end := &record{kind: over, incarnation: rec.incarnation, created: now}
+	return m.st.Save(store.Replicated(ctx), string(key), store.Record{Data: end.encode(), Expires: now.Add(graveLife)}, cond)
 }
 
 // life is how long the session may last from now on, if nobody uses it.

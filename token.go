@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base32"
 	"encoding/base64"
 )
 
@@ -41,7 +42,19 @@ var strict = base64.RawURLEncoding.Strict()
 // key hashes t. What it is hashed with need not be secret for t not to be found out, which is random; where it is, somebody who
 // can write to the store cannot make a session whose token he knows, either.
 func (t token) key(secret []byte) Key {
-	h := hmac.New(sha256.New, secret)
-	h.Write([]byte(t))
-	return Key(base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:tokenBytes]))
+	return digest(secret, "session", string(t))
 }
+
+// digest is a key of 160 bits. Its letters are those that every store takes: no file name, table without upper and lower case or lock
+// of somebody's has to be thought of.
+func digest(secret []byte, what, of string) Key {
+	h := hmac.New(sha256.New, secret)
+	h.Write([]byte(what))
+	h.Write([]byte{0})
+	h.Write([]byte(of))
+	return Key(letters.EncodeToString(h.Sum(nil)[:keyBytes]))
+}
+
+const keyBytes = 20
+
+var letters = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
