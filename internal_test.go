@@ -47,6 +47,53 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+func TestEncryption(t *testing.T) {
+	key := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+	rings := map[string]ring{}
+	for name, keys := range map[string][][]byte{"none": nil, "old": {key(1)}, "both": {key(2), key(1)}, "new": {key(2)}} {
+		var err error
+		if rings[name], err = newRing(keys); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := newRing([][]byte{make([]byte, 16)}); err == nil {
+		t.Error("a key of 16 bytes is taken")
+	}
+	const at = Key("k")
+	rec := &record{incarnation: newIncarnation(), created: time.Unix(1_800_000_000, 0), user: "alice@example.com", login: time.Unix(1_800_000_000, 0), body: []byte("canary")}
+	for writer, readers := range map[string]string{"none": "none", "old": "old both", "both": "both new", "new": "new both"} {
+		b, err := rings[writer].encode(at, rec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if shown := bytes.Contains(b, []byte("canary")) || bytes.Contains(b, []byte("alice")); shown != (writer == "none") {
+			t.Errorf("%s: %q", writer, b)
+		}
+		for name, r := range rings {
+			got, err := r.decode(at, b)
+			if may := strings.Contains(" "+readers+" ", " "+name+" "); may != (err == nil) || may && (got.user != rec.user || string(got.body) != "canary") {
+				t.Errorf("written by %s, read by %s: %+v, %v", writer, name, got, err)
+			}
+		}
+		if writer == "none" {
+			continue
+		}
+		if _, err := rings[writer].decode("another", b); err == nil {
+			t.Errorf("%s: a record is read in another one's place", writer)
+		}
+		for i := range b {
+			bad := bytes.Clone(b)
+			bad[i] ^= 1
+			if got, err := rings[writer].decode(at, bad); err == nil {
+				t.Errorf("%s: byte %d is another one, and it is read: %+v", writer, i, got)
+			}
+			if _, err := rings[writer].decode(at, b[:i]); err == nil {
+				t.Errorf("%s: %d bytes of it are read", writer, i)
+			}
+		}
+	}
+}
+
 func FuzzIndex(f *testing.F) {
 	f.Add(encodeIndex([]indexEntry{{newToken().key(nil), time.Unix(1_800_000_000, 0)}, {newToken().key(nil), time.Unix(1, 0)}}))
 	f.Fuzz(func(t *testing.T, b []byte) {

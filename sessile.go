@@ -53,6 +53,10 @@ type Options struct {
 	// Secret is what tokens are hashed with before they become keys of the store: the same in all processes of a site. The default is
 	// none, which is as good as long as nobody can write to the store.
 	Secret []byte
+	// Encrypt are keys of 32 bytes, with which sessions are encrypted in the store (AES-256-GCM): the first one writes, all of them
+	// read. To change the key put a new one before it, and take the old one away when all sessions of that time are over. The
+	// default is none. Where there are some, sessions that are not encrypted do not count.
+	Encrypt [][]byte
 	// Codec writes and reads values. The default is JSON.
 	Codec Codec
 	// Cookie says how the cookie is called and what it may be used for.
@@ -87,6 +91,7 @@ type Manager[T any] struct {
 	opt Options
 	log *slog.Logger
 
+	ring    ring
 	touched touches
 }
 
@@ -126,7 +131,11 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Manager[T]{st: st, opt: opt, log: opt.Logger, touched: touches{every: opt.TouchEvery}}, nil
+	ring, err := newRing(opt.Encrypt)
+	if err != nil {
+		return nil, err
+	}
+	return &Manager[T]{st: st, opt: opt, log: opt.Logger, ring: ring, touched: touches{every: opt.TouchEvery}}, nil
 }
 
 // Handler gives the requests of next a session, which costs nothing until it is asked for.

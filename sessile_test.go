@@ -128,7 +128,7 @@ func (b *browser) want(path, want string) {
 func TestASession(t *testing.T) {
 	for name, st := range stores(t) {
 		t.Run(name, func(t *testing.T) {
-			s := newSite(t, st, sessile.Options{})
+			s := newSite(t, st, sessile.Options{Encrypt: [][]byte{make([]byte, 32)}, Secret: []byte("secret")})
 			b, other := s.browser(), s.browser()
 			b.want("/", `"" 0`)
 			b.want("/add", "")

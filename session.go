@@ -61,9 +61,9 @@ func (s *Session[T]) load(ctx context.Context) error {
 		return fmt.Errorf("sessile: load: %w", err)
 	}
 	now := time.Now()
-	rec, err := decodeRecord(got.Data)
+	rec, err := s.m.ring.decode(s.key(), got.Data)
 	if err != nil {
-		s.m.log.Warn("sessile: what lies under a session's key is no session of this version", "bytes", len(got.Data))
+		s.m.log.Warn("sessile: what lies under a session's key is none, and counts as none", "error", err)
 		return nil
 	}
 	if rec.kind != live {
@@ -241,7 +241,11 @@ func (s *Session[T]) Logout(ctx context.Context) error {
 func (m *Manager[T]) bury(ctx context.Context, key Key, rec *record, cond store.Condition) error {
 	now := time.Now()
 	end := &record{kind: over, incarnation: rec.incarnation, created: now}
-	return m.st.Save(store.Replicated(ctx), string(key), store.Record{Data: end.encode(), Expires: now.Add(graveLife)}, cond)
+	data, err := m.ring.encode(key, end)
+	if err != nil {
+		return err
+	}
+	return m.st.Save(store.Replicated(ctx), string(key), store.Record{Data: data, Expires: now.Add(graveLife)}, cond)
 }
 
 // life is how long the session may last from now on, if nobody uses it.
@@ -266,7 +270,10 @@ func (s *Session[T]) put(ctx context.Context, cond store.Condition) error {
 		s.gone = true
 		return ErrGone
 	}
-	data := next.encode()
+	data, err := s.m.ring.encode(s.key(), &next)
+	if err != nil {
+		return err
+	}
 	s.tried = store.VersionOf(data, 0)
 	err = s.m.st.Save(ctx, string(s.key()), store.Record{Data: data, Expires: time.Now().Add(life)}, cond)
 	if err != nil {

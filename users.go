@@ -96,7 +96,7 @@ func (m *Manager[T]) live(ctx context.Context, key Key) (*record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sessile: load: %w", err)
 	}
-	rec, err := decodeRecord(got.Data)
+	rec, err := m.ring.decode(key, got.Data)
 	if err != nil || rec.kind != live || rec.over(time.Now()) || !got.Expires.IsZero() && !time.Now().Before(got.Expires) {
 		return nil, nil
 	}
