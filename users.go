@@ -12,10 +12,11 @@ import (
 )
 
 // An Info is a session in the list of a user's.
-type Info struct {
+type Info[T any] struct {
 	Key     Key // names it to Revoke; no cookie can be made of it
 	Created time.Time
 	Login   time.Time
+	Value   T
 }
 
 // Key names the request's session, in the list of its user's sessions. It is "" where there is none.
@@ -29,22 +30,26 @@ func (s *Session[T]) Key() Key {
 }
 
 // Sessions lists the sessions in which user is logged in, the newest first. It costs a round trip for each, and one more.
-func (m *Manager[T]) Sessions(ctx context.Context, user string) ([]Info, error) {
+func (m *Manager[T]) Sessions(ctx context.Context, user string) ([]Info[T], error) {
 	x, err := m.index(ctx, user)
 	if err != nil {
 		return nil, err
 	}
-	var list []Info
+	var list []Info[T]
 	for _, e := range x.entries {
 		rec, err := m.live(ctx, e.key)
 		if err != nil {
 			return nil, err
 		}
-		if rec != nil && rec.user == user {
-			list = append(list, Info{e.key, rec.created, rec.login})
+		if rec == nil || rec.user != user {
+			continue
+		}
+		info := Info[T]{Key: e.key, Created: rec.created, Login: rec.login}
+		if err := m.opt.Codec.Unmarshal(rec.body, &info.Value); err == nil {
+			list = append(list, info)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b Info) int { return b.Login.Compare(a.Login) })
+	slices.SortStableFunc(list, func(a, b Info[T]) int { return b.Login.Compare(a.Login) })
 	return list, nil
 }
 

@@ -25,7 +25,7 @@ func TestTheSessionsOfAUser(t *testing.T) {
 			}
 			gone.want("/logout", "")
 			desk.want("/key", "")
-			list := func(want int) []sessile.Info {
+			list := func(want int) []sessile.Info[data] {
 				t.Helper()
 				all, err := s.m.Sessions(t.Context(), "alice")
 				if err != nil || len(all) != want {
