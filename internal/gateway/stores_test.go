@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/sessile/sessile/internal/testapp"
 	"github.com/sessile/sessile/internal/testserver"
+	"github.com/sessile/sessile/store"
 )
 
 // The session stores of other languages see through the gateway what they see in Redis, leave there what they leave there, and
@@ -41,6 +43,25 @@ func TestSessionStores(t *testing.T) {
 				t.Errorf("refused: %q", list)
 			}
 		})
+	}
+}
+
+// Sessions of Django in memcached, which have flags, are at the gateway what they are in memcached, and lie in Redis.
+func TestSessionStoreOnMemcached(t *testing.T) {
+	st := testapp.OnMemcached
+	direct, behind := testserver.Memcached(t).Addr, testserver.Redis(t)
+	gw := startMemcached(t, redisSite(t, behind, "django:", 0), "prefix="+url.QueryEscape(st.Key))
+	front := gw.addr.String()
+	saw := st.Run(t, testapp.Place{URL: direct, Kept: direct}, testapp.Place{URL: front, Kept: front})
+	if saw[0] != saw[1] || strings.Count(saw[0], "\n") < 20 {
+		t.Errorf("it sees\n%s\nin memcached\n%s", saw[1], saw[0])
+	}
+	names := strings.Fields(behind.CLI("KEYS", "django:*"))
+	if len(names) == 0 {
+		t.Fatal("nothing lies in Redis")
+	}
+	if value, _ := behind.Do("GET", names[0]).(string); !store.HasFlags([]byte(value)) {
+		t.Errorf("what lies there has no flags: %q", value)
 	}
 }
 

@@ -45,6 +45,9 @@ var SessionStores = []SessionStore{
 	{Name: "Apache::Session::Browseable with indexes", Pass: "KEYS SADD SMEMBERS SREM", NoTTL: true, start: perlStore},
 }
 
+// OnMemcached is one that keeps its sessions in memcached, where a Place is an address. Its values have flags.
+var OnMemcached = SessionStore{Name: "Django's cache sessions in its PyMemcacheCache", Key: ":1:django.contrib.sessions.cache", start: djangoStore("pymemcache", "cache")}
+
 func nodeStore(library string) func(testing.TB, string, string) *exec.Cmd {
 	return func(t testing.TB, url, kept string) *exec.Cmd {
 		return nodeScript(t, "stores.js", library, url, kept)

@@ -1,4 +1,4 @@
-# Django's sessions in a cache that is Redis, asked for pages through its middleware: see stores.go.
+# Django's sessions in a cache that is Redis or memcached, asked for pages through its middleware: see stores.go.
 import json
 import sys
 import tempfile
@@ -10,7 +10,11 @@ import django
 from django.conf import settings
 
 library, engine, url, kept = sys.argv[1:]
-backends = {"Django": "django.core.cache.backends.redis.RedisCache", "django-redis": "django_redis.cache.RedisCache"}
+backends = {
+    "Django": "django.core.cache.backends.redis.RedisCache",
+    "django-redis": "django_redis.cache.RedisCache",
+    "pymemcache": "django.core.cache.backends.memcached.PyMemcacheCache",
+}
 table = tempfile.TemporaryDirectory()
 settings.configure(
     SECRET_KEY="s",
