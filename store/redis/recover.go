@@ -54,9 +54,12 @@ import (
 //	Who is silent for two seconds is not waited for. If it is only cut off, and comes later, its deletes are put back then:
 //	over what was put back, not over what was written since, which is counted (reason newer).
 //	Blind writes of one session through two gateways in the same lost second, without a read between, end in any order.
+//	A session that was destroyed and made again under the same id is in the window as what it was made: that it was destroyed between is
+//	forgotten. Where another gateway has a state of before, of which this one knows nothing, and all of it is lost, that one may come back.
 //	A write after a delete of another gateway, under the same id, is left where the marker of that delete is there and the
 //	write is not (reason gone): only of its own markers a gateway knows that the write came after.
-//	A read that was answered before the switch may have been of a write that nobody acknowledged.
+//	A read that was answered before the switch may have been of a write that nobody acknowledged. Such a write breaks a chain, too: where it was
+//	deleted, or written over and that was deleted, what was there before it may come back, since who made it does not know that it was done.
 
 // A primary is a server as recovery needs it.
 type primary interface {

@@ -536,6 +536,7 @@ func (g *simGateway) served(s *simServer, key, value string) {
 		d := a.g
 		switch {
 		case a.value != "" || a.unknown || d.dead || !a.after(w.born[value]):
+		case w.broken(key, w.born[value], a), w.reborn(key, a): // exceptions that recover.go states
 		case d.left[key] && !w.trouble.alone: // it has said so
 		case d.ordered != s && d.at == s && !w.trouble.alone: // and will say so
 			w.owed = append(w.owed, debt{d, key, value, g.name})
@@ -544,6 +545,16 @@ func (g *simGateway) served(s *simServer, key, value string) {
 			w.violate("%s: %s shows %q of %v, which %s has deleted at %v", key, g.name, value, w.born[value], d.name, a)
 		}
 	}
+}
+
+// broken reports whether somebody has written key between a and b, and never heard of it.
+func (w *simWorld) broken(key string, a, b *ack) bool {
+	return slices.ContainsFunc(w.acks[key], func(c *ack) bool { return c.unknown && c.value != "" && c.at.After(a.at) && c.at.Before(b.at) })
+}
+
+// reborn reports whether who has deleted key has made it again.
+func (w *simWorld) reborn(key string, a *ack) bool {
+	return slices.ContainsFunc(w.acks[key], func(c *ack) bool { return c.g == a.g && c.value != "" && c.at.After(a.at) })
 }
 
 func later(a, b time.Time) time.Time {
