@@ -19,7 +19,7 @@ func TestTokens(t *testing.T) {
 	}
 	for what, bad := range map[string]token{
 		"empty": "", "short": a[1:], "long": a + "A", "a path": "../../../../etc/passwd/../x", "blanks": token(strings.Repeat(" ", tokenLen)),
-		"other letters": a[:tokenLen-1] + "=", "another alphabet": "+" + a[1:], "a line feed": a[:tokenLen-1] + "\n",
+		"other letters": a[:tokenLen-1] + "=", "another alphabet": "+" + a[1:], "a line feed": token(strings.Repeat("A", tokenLen-1)) + "\n", "a line end": token(strings.Repeat("A", tokenLen-2)) + "\r\n",
 		"bits behind the last byte": a[:tokenLen-1] + "B", "percent": "%2e" + a[3:], "bytes": "\xff" + a[1:],
 	} {
 		if bad.valid() {

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/base64"
+	"strings"
 )
 
 // tokenBytes are random: 160 bits (ASVS 7.2.3 and NIST SP 800-63B-4, 5.1, ask for 64 and more).
@@ -29,7 +30,7 @@ func newToken() token {
 
 // valid reports whether t has the form of a token. Nothing else is looked up.
 func (t token) valid() bool {
-	if len(t) != tokenLen {
+	if len(t) != tokenLen || strings.ContainsAny(string(t), "\r\n") { // which base64 skips
 		return false
 	}
 	_, err := strict.DecodeString(string(t))
