@@ -54,19 +54,19 @@ func (c *Cookie) complete() error {
 	return c.made("x", 0).Valid()
 }
 
-// read returns the token that a request has, "" for none, and how many cookies of that name there are. Of two that differ none
-// counts: one of them was put there by somebody else (another host below the same domain), and nobody knows which.
-func (c *Cookie) read(r *http.Request) (t token, n int) {
-	for _, cookie := range r.CookiesNamed(c.Name) {
-		if n++; n > 1 && token(cookie.Value) != t {
-			return "", n
+// read returns the token that a request has, "" for none. Of two cookies that differ none counts: one of them was put there by somebody
+// else (another host below the same domain), and nobody knows which.
+func (c *Cookie) read(r *http.Request) (t token) {
+	for i, cookie := range r.CookiesNamed(c.Name) {
+		if i > 0 && token(cookie.Value) != t {
+			return ""
 		}
 		t = token(cookie.Value)
 	}
 	if !t.valid() {
-		t = ""
+		return ""
 	}
-	return t, n
+	return t
 }
 
 func (c *Cookie) made(t token, life time.Duration) *http.Cookie {

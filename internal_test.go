@@ -163,7 +163,7 @@ func TestDuplicateCookies(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Cookie", header)
-		if got, _ := c.read(r); string(got) != want {
+		if got := c.read(r); string(got) != want {
 			t.Errorf("%s: got %q, want %q", header, got, want)
 		}
 	}

@@ -38,7 +38,7 @@ type kind byte
 const (
 	live  kind = iota
 	over       // destroyed: who saves later finds that the session is over
-	moved      // renewed: the body is the key of the session that goes on
+	moved      // kept for renewal, which is to come: nobody writes it, and it counts as over
 )
 
 const (

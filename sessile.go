@@ -142,7 +142,7 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 func (m *Manager[T]) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s := &Session[T]{m: m}
-		s.token, s.cookies = m.opt.Cookie.read(r)
+		s.token = m.opt.Cookie.read(r)
 		s.w = &writer{ResponseWriter: w, commit: func(h http.Header) error { return s.atHeader(r.Context(), h) }, failed: func(w http.ResponseWriter) { m.opt.Unavailable.ServeHTTP(w, r) }}
 		next.ServeHTTP(s.w, r.WithContext(context.WithValue(r.Context(), contextKey[T]{m}, s)))
 		s.w.begin()

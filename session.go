@@ -19,7 +19,6 @@ type Session[T any] struct {
 	mu      sync.Mutex // guards what follows; held across calls of the store: operations of one request come one after the other
 	w       *writer
 	token   token // what the request came with, or has now; "": none
-	cookies int   // of the name, in the request
 	opened  bool
 	sent    token // what the browser has, as far as the response so far says
 	rec     *record
@@ -50,27 +49,25 @@ func (s *Session[T]) open(ctx context.Context) error {
 	return nil
 }
 
-// load reads the session of s.token, and follows it where it was renewed. Where there is none, rec is nil.
+// backOff waits before another try, and reports whether ctx goes on.
+func backOff(ctx context.Context, try int) bool {
+	select {
+	case <-time.After(rand.N(time.Millisecond << min(try, 5))):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// load reads the session of s.token. Where there is none, rec is nil.
 func (s *Session[T]) load(ctx context.Context) error {
 	s.rec, s.version = nil, store.Absent
-	got, err := s.m.st.Load(ctx, string(s.key()))
-	switch {
-	case errors.Is(err, store.ErrAbsent):
-		return nil
-	case err != nil:
-		return fmt.Errorf("sessile: load: %w", err)
-	}
-	now := time.Now()
-	rec, err := s.m.ring.decode(s.key(), got.Data)
-	if err != nil {
-		s.m.log.Warn("sessile: what lies under a session's key is none, and counts as none", "error", err)
-		return nil
+	rec, version, err := s.m.find(ctx, s.key())
+	if rec == nil || err != nil {
+		return err
 	}
 	if rec.kind != live {
 		s.gone = true
-		return nil
-	}
-	if rec.over(now) || !got.Expires.IsZero() && !now.Before(got.Expires) {
 		return nil
 	}
 	var v T
@@ -78,8 +75,30 @@ func (s *Session[T]) load(ctx context.Context) error {
 		s.m.log.Warn("sessile: a session cannot be decoded, and counts as none", "error", err)
 		return nil
 	}
-	s.rec, s.version, s.value = rec, got.Version(), v
+	s.rec, s.version, s.value = rec, version, v
 	return nil
+}
+
+// find returns what lies under key, be it over, and its version; nil where there is nothing, nothing that counts, or a session whose
+// time is over.
+func (m *Manager[T]) find(ctx context.Context, key Key) (*record, store.Version, error) {
+	got, err := m.st.Load(ctx, string(key))
+	switch {
+	case errors.Is(err, store.ErrAbsent):
+		return nil, store.Absent, nil
+	case err != nil:
+		return nil, store.Absent, fmt.Errorf("sessile: load: %w", err)
+	}
+	rec, err := m.ring.decode(key, got.Data)
+	if err != nil {
+		m.log.Warn("sessile: what lies under a session's key is none, and counts as none", "error", err)
+		return nil, store.Absent, nil
+	}
+	now := time.Now()
+	if rec.kind == live && (rec.over(now) || !got.Expires.IsZero() && !now.Before(got.Expires)) {
+		return nil, store.Absent, nil
+	}
+	return rec, got.Version(), nil
 }
 
 func (s *Session[T]) key() Key { return s.token.key(s.m.opt.Secret) }
@@ -304,9 +323,7 @@ func (s *Session[T]) save(ctx context.Context) error {
 			return err // a new id of 160 random bits is nobody's
 		}
 		// Others write it at this moment, too: not all of them again at the same time.
-		select {
-		case <-time.After(rand.N(time.Millisecond << min(try, 5))):
-		case <-ctx.Done():
+		if !backOff(ctx, try) {
 			return err
 		}
 		if lerr := s.load(ctx); lerr != nil {

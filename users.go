@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -94,18 +93,11 @@ func (m *Manager[T]) revoke(ctx context.Context, user string, this func(Key) boo
 
 // live returns the session under key, nil where there is none.
 func (m *Manager[T]) live(ctx context.Context, key Key) (*record, error) {
-	got, err := m.st.Load(ctx, string(key))
-	if errors.Is(err, store.ErrAbsent) {
-		return nil, nil
+	rec, _, err := m.find(ctx, key)
+	if rec != nil && rec.kind != live {
+		rec = nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("sessile: load: %w", err)
-	}
-	rec, err := m.ring.decode(key, got.Data)
-	if err != nil || rec.kind != live || rec.over(time.Now()) || !got.Expires.IsZero() && !time.Now().Before(got.Expires) {
-		return nil, nil
-	}
-	return rec, nil
+	return rec, err
 }
 
 // A userIndex is a record of its own, under a key of the user: which sessions may be his. It is written before a session is, so that
@@ -191,12 +183,8 @@ func (m *Manager[T]) enlist(ctx context.Context, user string, key Key, created t
 			return nil
 		}
 		// An entry too many does no harm: where nobody knows what became of it, it is written again.
-		if !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) || try == maxTries {
-			return fmt.Errorf("sessile: the list of a user's sessions: %w", err)
-		}
-		select {
-		case <-time.After(rand.N(time.Millisecond << min(try, 5))):
-		case <-ctx.Done():
+		again := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown)
+		if !again || try == maxTries || !backOff(ctx, try) {
 			return fmt.Errorf("sessile: the list of a user's sessions: %w", err)
 		}
 	}

@@ -161,7 +161,7 @@ func (s *Store) whenSaved(ctx context.Context, key string, rec store.Record, con
 	asked := time.Now()
 	return func(r *reply) {
 		if r.has(0) {
-			s.window.saved(key, []byte(text(&rec)), rec.Expires, asked, base)
+			s.window.saved(key, store.Flagged(rec.Data, rec.Flags), rec.Expires, asked, base)
 		}
 	}
 }
@@ -226,7 +226,7 @@ func (s *Store) ResolveSave(ctx context.Context, key string, rec store.Record) (
 	r := s.call(ctx, "resolve", store.ErrUnavailable, lookScript, []string{name, s.sideKey(name)}, []string{string(rec.Version()), px}, nil,
 		func(r *reply) {
 			if f = r.finding(1); f.same {
-				s.Saved(key, []byte(text(&rec)), rec.Expires, asked, 0)
+				s.Saved(key, store.Flagged(rec.Data, rec.Flags), rec.Expires, asked, 0)
 			}
 		})
 	return f.same, r.fail()

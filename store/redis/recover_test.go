@@ -43,6 +43,18 @@ func replicaOf(t *testing.T, of *testserver.RedisServer) *testserver.RedisServer
 	return r
 }
 
+// withFlags runs f with sessions that have none, and with some that have.
+func withFlags(t *testing.T, f func(t *testing.T, p *pair)) {
+	for _, flags := range []uint32{0, 5} {
+		t.Run(fmt.Sprint("flags ", flags), func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t)
+			p.flags = flags
+			f(t, p)
+		})
+	}
+}
+
 // gateway opens a store that is told where the primary is by the test.
 func (p *pair) gateway(change ...func(*Options)) *Store {
 	p.t.Helper()
@@ -162,16 +174,7 @@ func (p *pair) left(s *Store, want map[string]uint64) {
 	}
 }
 
-func TestWhatANewPrimaryLacksIsPutBack(t *testing.T) {
-	for _, flags := range []uint32{0, 5} {
-		t.Run(fmt.Sprint("flags ", flags), func(t *testing.T) {
-			t.Parallel()
-			p := newPair(t)
-			p.flags = flags
-			putBackWhatItLacks(t, p)
-		})
-	}
-}
+func TestWhatANewPrimaryLacksIsPutBack(t *testing.T) { withFlags(t, putBackWhatItLacks) }
 
 func putBackWhatItLacks(t *testing.T, p *pair) {
 	ctx := context.Background()
@@ -595,16 +598,7 @@ func newMute(t *testing.T, to string) *mute {
 	return m
 }
 
-func TestWhatIsUnknownIsResolvedByReading(t *testing.T) {
-	for _, flags := range []uint32{0, 5} {
-		t.Run(fmt.Sprint("flags ", flags), func(t *testing.T) {
-			t.Parallel()
-			p := newPair(t)
-			p.flags = flags
-			resolveByReading(t, p)
-		})
-	}
-}
+func TestWhatIsUnknownIsResolvedByReading(t *testing.T) { withFlags(t, resolveByReading) }
 
 func resolveByReading(t *testing.T, p *pair) {
 	ctx := context.Background()
