@@ -54,37 +54,38 @@ func (c *Cookie) complete() error {
 	return c.made("x", 0).Valid()
 }
 
-// read returns the token that a request has, "" for none. Of two cookies that differ none counts: one of them was put there by somebody
+// read returns the cookie's value in a request, "" for none. Of two that differ none counts: one of them was put there by somebody
 // else (another host below the same domain), and nobody knows which.
-func (c *Cookie) read(r *http.Request) (t token) {
+func (c *Cookie) read(r *http.Request) (value string, ok bool) {
 	for i, cookie := range r.CookiesNamed(c.Name) {
-		if i > 0 && token(cookie.Value) != t {
-			return ""
+		if i > 0 && cookie.Value != value {
+			return "", false
 		}
-		t = token(cookie.Value)
+		value = cookie.Value
 	}
-	if !t.valid() {
-		return ""
-	}
-	return t
+	return value, true
 }
 
-func (c *Cookie) made(t token, life time.Duration) *http.Cookie {
-	return &http.Cookie{Name: c.Name, Value: string(t), Domain: c.Domain, Path: c.Path, Secure: !c.Insecure, HttpOnly: true,
+func (c *Cookie) made(value string, life time.Duration) *http.Cookie {
+	return &http.Cookie{Name: c.Name, Value: value, Domain: c.Domain, Path: c.Path, Secure: !c.Insecure, HttpOnly: true,
 		SameSite: c.SameSite, Partitioned: c.Partitioned, MaxAge: int(life / time.Second)}
 }
 
-// set sets the cookie in a response: t, or its end where t is "". life is that of one that stays.
-func (c *Cookie) set(h http.Header, t token, life time.Duration) {
+// set sets the cookie in a response, or its end where value is "". life is that of one that stays.
+func (c *Cookie) set(h http.Header, value string, life time.Duration) {
 	if !c.Persistent {
 		life = 0
 	}
-	cookie := c.made(t, life)
-	if t == "" {
+	cookie := c.made(value, life)
+	if value == "" {
 		cookie.MaxAge = -1
 	}
 	lines := slices.DeleteFunc(h["Set-Cookie"], func(line string) bool { return strings.HasPrefix(line, c.Name+"=") })
 	h["Set-Cookie"] = append(lines, cookie.String())
+	noStore(h)
+}
+
+func noStore(h http.Header) {
 	// A cache between would give one user's cookie to another one. Some have no-cache="Set-Cookie" for that, which caches ignore.
 	if h.Get("Cache-Control") == "" {
 		h.Set("Cache-Control", "no-store")

@@ -10,7 +10,7 @@ import (
 )
 
 func TestTokens(t *testing.T) {
-	a, b := newToken(), newToken()
+	a, b := newToken(""), newToken("")
 	if a == b || !a.valid() || !b.valid() {
 		t.Errorf("%q and %q", a, b)
 	}
@@ -31,7 +31,7 @@ func TestTokens(t *testing.T) {
 func FuzzRecord(f *testing.F) {
 	now := time.Unix(1_800_000_000, 0)
 	for _, r := range []record{{}, {kind: live, incarnation: newIncarnation(), version: 7, created: now, end: now.Add(time.Hour), user: "alice", login: now, body: []byte("{}")},
-		{kind: over, created: now}, {kind: moved, body: []byte("k")}} {
+		{kind: over, created: now}, {kind: moved, renewed: now, codec: 9, user: "alice", login: now, body: []byte("k")}} {
 		f.Add(r.encode())
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -41,7 +41,7 @@ func FuzzRecord(f *testing.F) {
 		}
 		got, err := decodeRecord(r.encode())
 		if err != nil || got.kind != r.kind || got.incarnation != r.incarnation || got.version != r.version || !got.created.Equal(r.created) ||
-			!got.end.Equal(r.end) || got.user != r.user || !got.login.Equal(r.login) || !bytes.Equal(got.body, r.body) {
+			!got.end.Equal(r.end) || got.codec != r.codec || !got.renewed.Equal(r.renewed) || got.user != r.user || !got.login.Equal(r.login) || !bytes.Equal(got.body, r.body) {
 			t.Errorf("%+v comes back as %+v, %v", r, got, err)
 		}
 	})
@@ -70,7 +70,7 @@ func TestEncryption(t *testing.T) {
 			t.Errorf("%s: %q", writer, b)
 		}
 		for name, r := range rings {
-			got, err := r.decode(at, b)
+			got, err := r.decode(at, b, false)
 			if may := strings.Contains(" "+readers+" ", " "+name+" "); may != (err == nil) || may && (got.user != rec.user || string(got.body) != "canary") {
 				t.Errorf("written by %s, read by %s: %+v, %v", writer, name, got, err)
 			}
@@ -78,16 +78,16 @@ func TestEncryption(t *testing.T) {
 		if writer == "none" {
 			continue
 		}
-		if _, err := rings[writer].decode("another", b); err == nil {
+		if _, err := rings[writer].decode("another", b, false); err == nil {
 			t.Errorf("%s: a record is read in another one's place", writer)
 		}
 		for i := range b {
 			bad := bytes.Clone(b)
 			bad[i] ^= 1
-			if got, err := rings[writer].decode(at, bad); err == nil {
+			if got, err := rings[writer].decode(at, bad, false); err == nil {
 				t.Errorf("%s: byte %d is another one, and it is read: %+v", writer, i, got)
 			}
-			if _, err := rings[writer].decode(at, b[:i]); err == nil {
+			if _, err := rings[writer].decode(at, b[:i], false); err == nil {
 				t.Errorf("%s: %d bytes of it are read", writer, i)
 			}
 		}
@@ -95,7 +95,7 @@ func TestEncryption(t *testing.T) {
 }
 
 func FuzzIndex(f *testing.F) {
-	f.Add(encodeIndex([]indexEntry{{newToken().key(nil), time.Unix(1_800_000_000, 0)}, {newToken().key(nil), time.Unix(1, 0)}}))
+	f.Add(encodeIndex([]indexEntry{{newToken("").key(nil), time.Unix(1_800_000_000, 0)}, {newToken("").key(nil), time.Unix(1, 0)}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if list, err := decodeIndex(b); err == nil && !bytes.Equal(encodeIndex(list), b) {
 			t.Errorf("%x is read as %v", b, list)
@@ -156,14 +156,14 @@ func TestDuplicateCookies(t *testing.T) {
 	if err := c.complete(); err != nil {
 		t.Fatal(err)
 	}
-	a, b := string(newToken()), string(newToken())
+	a, b := string(newToken("")), string(newToken(""))
 	for header, want := range map[string]string{
 		"s=" + a: a, "s=" + a + "; s=" + a: a, "s=" + a + "; s=" + b: "", "s=" + a + "; S=" + b: a, "s=stale; s=" + a: "", "x=" + a: "", "s=": "",
 		"s=" + a + "; s=" + b + "; s=" + b: "",
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Cookie", header)
-		if got := c.read(r); string(got) != want {
+		if got, _ := c.read(r); got != want {
 			t.Errorf("%s: got %q, want %q", header, got, want)
 		}
 	}

@@ -11,25 +11,28 @@ import (
 // A record is a session as it lies in the store: one value, a header before the body, so that whatever reads it has all of it.
 //
 //	0      format: 0x9e
-//	1      kind (four bits): live, over, moved; codec (four bits): 0 is the manager's own
+//	1      kind (two bits): live, over, moved; whether it was renewed (two bits); number of the codec (four bits)
 //	2      number of the key that the body is encrypted with; 0: it is not
 //	3      incarnation (6 bytes): random, made with the session; another one is another session
 //	9      version (3): counts the saves. With the incarnation it makes every value that was ever saved another one
 //	12     created (4), in seconds since 1970
 //	16     end (4): the absolute deadline, the same; 0: none
 //	20     user: its length as a uvarint, then its bytes; where there is one, when he logged in (4)
+//	       where it was renewed: when (4)
 //	       body
 //
 // The idle timeout is the store's deadline, which is moved without the value: a request that only reads can neither undo
 // what another one writes, nor bring a session back.
 type record struct {
 	kind        kind
+	codec       byte
 	incarnation [6]byte
 	version     uint32 // 24 bits
 	created     time.Time
 	end         time.Time // zero: none
 	user        string
 	login       time.Time
+	renewed     time.Time // zero: never
 	body        []byte
 }
 
@@ -38,13 +41,15 @@ type kind byte
 const (
 	live  kind = iota
 	over       // destroyed: who saves later finds that the session is over
-	moved      // kept for renewal, which is to come: nobody writes it, and it counts as over
+	moved      // renewed: until end its body says where it goes on, and then it is over
 )
 
 const (
 	format     = 0x9e // no byte that text, JSON, PHP, gob or a pickle begins with
 	headerSize = 20
 	maxUser    = 1 << 10
+
+	renewedFlag = 1 << 6
 )
 
 var errRecord = errors.New("sessile: not a record of this version")
@@ -74,9 +79,23 @@ func timeOf(b []byte) time.Time {
 // over reports whether the absolute deadline is over.
 func (r *record) over(now time.Time) bool { return !r.end.IsZero() && !now.Before(r.end) }
 
+// since is when the session got the token that it has, as far as is known.
+func (r *record) since() time.Time {
+	for _, t := range []time.Time{r.renewed, r.login} {
+		if !t.IsZero() {
+			return t
+		}
+	}
+	return r.created
+}
+
 func (r *record) encode() []byte {
-	b := make([]byte, 0, headerSize+2+len(r.user)+4+len(r.body))
-	b = append(b, format, byte(r.kind)<<4, 0)
+	b := make([]byte, 0, headerSize+2+len(r.user)+8+len(r.body))
+	first := byte(r.kind)<<4 | r.codec
+	if !r.renewed.IsZero() {
+		first |= renewedFlag
+	}
+	b = append(b, format, first, 0)
 	b = append(b, r.incarnation[:]...)
 	b = append(b, byte(r.version>>16), byte(r.version>>8), byte(r.version))
 	b = appendTime(b, r.created)
@@ -85,27 +104,64 @@ func (r *record) encode() []byte {
 	if b = append(b, r.user...); r.user != "" {
 		b = appendTime(b, r.login)
 	}
+	if !r.renewed.IsZero() {
+		b = appendTime(b, r.renewed)
+	}
 	return append(b, r.body...)
+}
+
+// versionIn reads the version out of what encode wrote, encrypted or not.
+func versionIn(b []byte) (version uint32, ok bool) {
+	if len(b) < headerSize || b[0] != format {
+		return 0, false
+	}
+	return uint32(b[9])<<16 | uint32(b[10])<<8 | uint32(b[11]), true
 }
 
 // decodeRecord reads what encode wrote. The body is part of b.
 func decodeRecord(b []byte) (*record, error) {
-	if len(b) <= headerSize || b[0] != format || kind(b[1]>>4) > moved || b[1]&0xf != 0 || b[2] != 0 {
+	if len(b) <= headerSize || b[0] != format || kind(b[1]>>4&3) > moved || b[1]>>7 != 0 || b[2] != 0 {
 		return nil, errRecord
 	}
-	r := &record{kind: kind(b[1] >> 4), version: uint32(b[9])<<16 | uint32(b[10])<<8 | uint32(b[11]), created: timeOf(b[12:]), end: timeOf(b[16:])}
+	r := &record{kind: kind(b[1] >> 4 & 3), codec: b[1] & 0xf, created: timeOf(b[12:]), end: timeOf(b[16:])}
+	r.version, _ = versionIn(b)
 	copy(r.incarnation[:], b[3:])
 	n, size := binary.Uvarint(b[headerSize:])
 	if size <= 0 || n > maxUser || n > uint64(len(b)-headerSize-size) {
 		return nil, errRecord
 	}
 	rest := b[headerSize+size:]
-	if r.user, rest = string(rest[:n]), rest[n:]; n > 0 {
+	r.user, rest = string(rest[:n]), rest[n:]
+	for _, t := range []struct {
+		there bool
+		at    *time.Time
+	}{{n > 0, &r.login}, {b[1]&renewedFlag != 0, &r.renewed}} {
+		if !t.there {
+			continue
+		}
 		if len(rest) < 4 {
 			return nil, errRecord
 		}
-		r.login, rest = timeOf(rest), rest[4:]
+		*t.at, rest = timeOf(rest), rest[4:]
 	}
 	r.body = rest
 	return r, nil
+}
+
+// A successor is what the body of a record says that has moved: the key of the session that it goes on as, and, sealed, its token.
+// Without a token who comes with the old one reads and writes the session until the end of the grace, and has nothing then.
+type successor struct {
+	key    Key
+	sealed []byte
+}
+
+const successorKeyLen = tagLen + (keyBytes*8+4)/5
+
+func (n successor) encode() []byte { return append([]byte(n.key), n.sealed...) }
+
+func decodeSuccessor(b []byte) (n successor, ok bool) {
+	if len(b) != successorKeyLen && len(b) != successorKeyLen+tokenBytes {
+		return n, false
+	}
+	return successor{Key(b[:successorKeyLen]), b[successorKeyLen:]}, true
 }

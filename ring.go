@@ -70,12 +70,13 @@ func (ks ring) encode(key Key, r *record) ([]byte, error) {
 	return aead.Seal(out, make([]byte, aead.NonceSize()), b[headerSize:], append([]byte(key), b[:headerSize]...)), nil
 }
 
-// decode reads what lies under key. Where there are keys, what is not encrypted is refused: somebody else may have put it there.
-func (ks ring) decode(key Key, b []byte) (*record, error) {
+// decode reads what lies under key. Where there are keys, what is not encrypted is refused, unless plain says that it may be left from
+// before: somebody else may have put it there.
+func (ks ring) decode(key Key, b []byte, plain bool) (*record, error) {
 	switch {
 	case len(b) < headerSize || b[2] != 0 && len(b) < headerSize+saltSize:
 		return nil, errRecord
-	case len(ks) == 0 && b[2] == 0:
+	case b[2] == 0 && (plain || len(ks) == 0):
 		return decodeRecord(b)
 	case b[2] == 0:
 		return nil, errSealed

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -36,6 +37,8 @@ var (
 	ErrGone = errors.New("sessile: the session was destroyed meanwhile")
 	// ErrLate: the response has begun, so that no cookie can be set any more. Nothing is changed.
 	ErrLate = errors.New("sessile: too late: the response has begun")
+	// ErrTooMany: the user has as many sessions as he may have (Options.MaxSessions, Options.RefuseMore).
+	ErrTooMany = errors.New("sessile: the user has as many sessions as he may have")
 	// ErrNoHandler: the request has not come through Manager.Handler.
 	ErrNoHandler = errors.New("sessile: the request has not come through Handler of this Manager")
 )
@@ -50,17 +53,46 @@ type Options struct {
 	// TouchEvery is the least time between two extensions of one session by this process. 0 means a tenth of Idle; negative: at every
 	// request, which costs a round trip each.
 	TouchEvery time.Duration
+	// RenewEvery gives a session that is used a new token when it has had the old one for so long. 0: only Login and Renew do.
+	RenewEvery time.Duration
+	// Grace is how long requests with the old token of a session that was renewed are served. The default is 30 s: a response with the new
+	// one may be lost, and other windows have sent their requests already.
+	Grace time.Duration
+	// MaxSessions is how many sessions a user may be logged in in. When there are more the oldest ends, or, with RefuseMore, Login
+	// answers ErrTooMany, and costs two round trips more. 0: any number.
+	MaxSessions int
+	RefuseMore  bool
 	// Secret is what tokens are hashed with before they become keys of the store: the same in all processes of a site. The default is
 	// none, which is as good as long as nobody can write to the store.
 	Secret []byte
+	// OldSecrets are those from before: a session that does not lie under a key by Secret is looked for by each of them, a round trip more.
+	// When all sessions of that time are over, they can go.
+	OldSecrets [][]byte
 	// Encrypt are keys of 32 bytes, with which sessions are encrypted in the store (AES-256-GCM): the first one writes, all of them
 	// read. To change the key put a new one before it, and take the old one away when all sessions of that time are over. The
-	// default is none. Where there are some, sessions that are not encrypted do not count.
+	// default is none. Where there are some, sessions that are not encrypted do not count, but with AcceptPlain.
 	Encrypt [][]byte
-	// Codec writes and reads values. The default is JSON.
+	// AcceptPlain is for a site that begins to encrypt, until all sessions from before are over.
+	AcceptPlain bool
+	// Codec writes values, and reads those that have its ID. The default is JSON.
 	Codec Codec
+	// Codecs read values that were written by others than Codec. To change the codec of a site make the new one known here first, in
+	// all processes, and have it write then.
+	Codecs []Codec
+	// Near keeps copies of sessions in this process for up to so long, so that most requests that only read ask nobody. The store tells
+	// when one changes, and a browser never sees a session from before its own writes: its cookie knows the version. What others
+	// do (a logout elsewhere, Revoke) is seen within milliseconds, and within Near if that news is lost. So is a change
+	// that is made after the response has begun, by another process. The store has to be opened to track
+	// (redis://...?track=yes). The default is none.
+	Near time.Duration
 	// Cookie says how the cookie is called and what it may be used for.
 	Cookie Cookie
+	// Header, if it is not "", is for clients without cookies: a request that has it, be it empty, brings its token in it, and gets a new one
+	// in the response's header of the same name; cookies do not count then. "Authorization" means "Authorization: Bearer token".
+	Header string
+	// CrossOrigin decides which requests that change something (POST ...) come from other sites' pages, and are answered 403: a cookie alone
+	// does not say who wrote a form. The default is that of http.NewCrossOriginProtection. Requests with Header are not asked.
+	CrossOrigin *http.CrossOriginProtection
 	// Timeout bounds what is saved at the end of a request. It does not end with the request: a logout must not depend on the
 	// client's staying connected. The default is 3 s.
 	Timeout time.Duration
@@ -69,16 +101,28 @@ type Options struct {
 	// Logger hears of what is wrong: undecodable sessions, changes that could not be saved. It never sees a token or a value. The
 	// default is silence.
 	Logger *slog.Logger
+	// Observe, if not nil, is told what happens, for metrics and traces. It is called while the request waits.
+	Observe func(ctx context.Context, e Event)
 }
+
+// AAL1, AAL2 and AAL3 are Options with the timeouts of NIST SP 800-63B-4 for the three authenticator assurance levels: 30 days; 24 hours
+// and 1 hour without use; 12 hours and 15 minutes. At the third one has to log in with two factors for each of them.
+func AAL1() Options { return Options{Idle: 30 * 24 * time.Hour, Absolute: 30 * 24 * time.Hour} }
+func AAL2() Options { return Options{Idle: time.Hour, Absolute: 24 * time.Hour} }
+func AAL3() Options { return Options{Idle: 15 * time.Minute, Absolute: 12 * time.Hour} }
 
 // A Codec makes bytes of values and values of bytes. Bytes that it cannot read are a session that is not there.
 type Codec interface {
+	// ID says in a record which codec has written it: 0 is JSON, 8 to 15 are the application's.
+	ID() byte
 	Marshal(v any) ([]byte, error)
+	// Unmarshal does not keep data, nor change it.
 	Unmarshal(data []byte, v any) error
 }
 
 type jsonCodec struct{}
 
+func (jsonCodec) ID() byte                           { return 0 }
 func (jsonCodec) Marshal(v any) ([]byte, error)      { return json.Marshal(v) }
 func (jsonCodec) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
 
@@ -87,9 +131,16 @@ var JSON Codec = jsonCodec{}
 
 // A Manager keeps the sessions of one site, with values of type T. It is safe for concurrent use.
 type Manager[T any] struct {
-	st  store.Store
-	opt Options
-	log *slog.Logger
+	st       store.Store
+	batcher  store.Batcher // nil where the store is none; so are the next
+	appender store.Appender
+	near     *near
+	braces   bool // keys have a {tag}
+	opt      Options
+	secrets  [][]byte
+	codecs   [16]Codec
+	origin   *Origin[T]
+	log      *slog.Logger
 
 	ring    ring
 	touched touches
@@ -109,13 +160,18 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 	unless(&opt.Absolute, 12*time.Hour)
 	unless(&opt.TouchEvery, opt.Idle/10)
 	unless(&opt.Timeout, 3*time.Second)
+	unless(&opt.Grace, 30*time.Second)
 	switch {
 	case opt.Idle < time.Second:
 		return nil, fmt.Errorf("sessile: an idle timeout of %v is not one", opt.Idle)
 	case opt.Absolute > 0 && opt.Absolute < opt.Idle:
 		return nil, fmt.Errorf("sessile: the absolute timeout, %v, is shorter than the idle timeout, %v", opt.Absolute, opt.Idle)
-	case opt.Timeout < 0:
-		return nil, errors.New("sessile: Timeout is negative")
+	case opt.Timeout < 0, opt.Grace < 0, opt.RenewEvery < 0, opt.Near < 0, opt.MaxSessions < 0:
+		return nil, errors.New("sessile: Timeout, Grace, RenewEvery, Near or MaxSessions is negative")
+	case opt.RefuseMore && opt.MaxSessions == 0:
+		return nil, errors.New("sessile: RefuseMore is nothing without MaxSessions")
+	case opt.AcceptPlain && len(opt.Encrypt) == 0:
+		return nil, errors.New("sessile: AcceptPlain is nothing without Encrypt")
 	}
 	if err := opt.Cookie.complete(); err != nil {
 		return nil, err
@@ -131,23 +187,138 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	ring, err := newRing(opt.Encrypt)
-	if err != nil {
+	if opt.CrossOrigin == nil {
+		opt.CrossOrigin = http.NewCrossOriginProtection()
+	}
+	opt.Header = http.CanonicalHeaderKey(opt.Header)
+	m := &Manager[T]{st: st, opt: opt, log: opt.Logger, touched: touches{every: opt.TouchEvery}}
+	m.secrets = append([][]byte{opt.Secret}, opt.OldSecrets...)
+	m.batcher, m.braces = st.(store.Batcher)
+	m.appender, _ = st.(store.Appender)
+	for _, c := range append([]Codec{opt.Codec}, opt.Codecs...) {
+		id := c.ID()
+		if int(id) >= len(m.codecs) || m.codecs[id] != nil {
+			return nil, fmt.Errorf("sessile: %d is not the ID of a codec, or that of two", id)
+		}
+		m.codecs[id] = c
+	}
+	if m.codecs[JSON.ID()] == nil {
+		m.codecs[JSON.ID()] = JSON
+	}
+	var err error
+	if m.ring, err = newRing(opt.Encrypt); err != nil {
 		return nil, err
 	}
-	return &Manager[T]{st: st, opt: opt, log: opt.Logger, ring: ring, touched: touches{every: opt.TouchEvery}}, nil
+	if opt.Near > 0 {
+		t, ok := st.(store.Tracker)
+		if !ok {
+			return nil, errors.New("sessile: Near: this store does not tell what has changed")
+		}
+		if m.near, err = newNear(t, opt.Near); err != nil {
+			return nil, fmt.Errorf("sessile: Near: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// Close ends what New has begun where there is a Near. The store stays open.
+func (m *Manager[T]) Close() {
+	if m.near != nil {
+		m.near.stop()
+	}
+}
+
+func (m *Manager[T]) decode(rec *record, v *T) error {
+	c := m.codecs[rec.codec]
+	if c == nil {
+		return fmt.Errorf("sessile: codec %d is not known", rec.codec)
+	}
+	if err := c.Unmarshal(rec.body, v); err != nil {
+		return fmt.Errorf("sessile: the codec: %w", err)
+	}
+	return nil
 }
 
 // Handler gives the requests of next a session, which costs nothing until it is asked for.
 func (m *Manager[T]) Handler(next http.Handler) http.Handler {
+	protected := m.opt.CrossOrigin.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(w, r, next, false) }))
+	if m.opt.Header == "" {
+		return protected
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s := &Session[T]{m: m}
-		s.token = m.opt.Cookie.read(r)
-		s.w = &writer{ResponseWriter: w, commit: func(h http.Header) error { return s.atHeader(r.Context(), h) }, failed: func(w http.ResponseWriter) { m.opt.Unavailable.ServeHTTP(w, r) }}
-		next.ServeHTTP(s.w, r.WithContext(context.WithValue(r.Context(), contextKey[T]{m}, s)))
-		s.w.begin()
-		s.atEnd(r.Context())
+		if m.opt.hasHeader(r) {
+			m.serve(w, r, next, true)
+		} else {
+			protected.ServeHTTP(w, r)
+		}
 	})
+}
+
+func (m *Manager[T]) serve(w http.ResponseWriter, r *http.Request, next http.Handler, byHeader bool) {
+	s := &Session[T]{m: m, r: r, byHeader: byHeader}
+	read := m.opt.Cookie.read
+	if byHeader {
+		read = m.opt.readHeader
+	}
+	value, ok := read(r)
+	if value != "" && ok {
+		if s.token, s.least, ok = parseValue(value); ok {
+			s.sent = value
+		}
+	}
+	if !ok {
+		m.saw(r.Context(), EventRefused, "", time.Time{}, nil)
+	}
+	s.w = &writer{ResponseWriter: w, session: s}
+	next.ServeHTTP(s.w, r.WithContext(context.WithValue(r.Context(), contextKey[T]{m}, s)))
+	s.w.begin()
+	s.atEnd(r.Context())
+}
+
+// unavailable answers a request whose session could not be saved.
+func (s *Session[T]) unavailable(w http.ResponseWriter) { s.m.opt.Unavailable.ServeHTTP(w, s.r) }
+
+// commit implements committer.
+func (s *Session[T]) commit(h http.Header) error { return s.atHeader(s.r.Context(), h) }
+
+// parseValue reads what a client has: a token and, where copies of sessions are kept, a version.
+func parseValue(value string) (t token, l least, ok bool) {
+	t, ok = token(value), true
+	if len(value) == tokenLen+leastLen {
+		t = t[:tokenLen]
+		l, ok = parseLeast(value[tokenLen:])
+	}
+	if !ok || !t.valid() {
+		return "", least{}, false
+	}
+	return t, l, true
+}
+
+const bearer = "Bearer "
+
+func (o *Options) hasHeader(r *http.Request) bool {
+	values := r.Header[o.Header]
+	return len(values) > 0 && (o.Header != "Authorization" || strings.HasPrefix(values[0], bearer))
+}
+
+// readHeader returns the value of Header in a request that has it. Of several none counts.
+func (o *Options) readHeader(r *http.Request) (value string, ok bool) {
+	values := r.Header[o.Header]
+	if len(values) != 1 {
+		return "", false
+	}
+	if value = values[0]; o.Header == "Authorization" {
+		value = strings.TrimPrefix(value, bearer)
+	}
+	return value, true
+}
+
+func (o *Options) sendHeader(h http.Header, value string) {
+	if o.Header == "Authorization" && value != "" {
+		value = bearer + value
+	}
+	h.Set(o.Header, value)
+	noStore(h)
 }
 
 type contextKey[T any] struct{ m *Manager[T] }

@@ -1,6 +1,7 @@
 package sessile
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,23 +15,32 @@ import (
 
 // A Session is that of one request. It may be used by several goroutines of the request, and not after it.
 type Session[T any] struct {
-	m *Manager[T]
+	m        *Manager[T]
+	r        *http.Request // as it came
+	byHeader bool          // the token comes and goes in Options.Header, not in a cookie
 
 	mu      sync.Mutex // guards what follows; held across calls of the store: operations of one request come one after the other
 	w       *writer
-	token   token // what the request came with, or has now; "": none
+	token   token // what the client has, or is to have; "": none
+	at      Key   // where the session lies, which is not where token says for who may not know its new token
+	blind   bool  // it is not
+	least   least // the version that the client knows of
 	opened  bool
-	sent    token // what the browser has, as far as the response so far says
+	sent    string // what the client has, as far as the response so far says
 	rec     *record
-	version store.Version // of what lies in the store; Absent: nothing of ours
+	raw     []byte // what lies in the store; nil: nothing of ours
 	value   T
+	asOf    time.Time        // when the user logged in as far as this request may know; zero: as the record says
 	ops     []func(*T) error // that are not saved
 	dirty   bool             // something besides ops is not saved
-	tried   store.Version    // of the last save
 	gone    bool             // destroyed, by another request
+	dropOld bool             // the cookie of the Origin has done its work
 }
 
-const maxTries = 10
+const (
+	maxTries = 10
+	maxHops  = 8 // a session that is renewed more often than that within a grace is over for who has the oldest token
+)
 
 // open loads the session, once. Callers do not hold mu.
 func (s *Session[T]) open(ctx context.Context) error {
@@ -40,12 +50,19 @@ func (s *Session[T]) open(ctx context.Context) error {
 		return nil
 	}
 	if s.token != "" {
-		if err := s.load(ctx); err != nil {
+		start := time.Now()
+		err := s.enter(ctx)
+		s.m.saw(ctx, EventLoad, s.at, start, err)
+		if err != nil {
+			return err
+		}
+	}
+	if s.rec == nil && !s.gone && s.m.origin != nil {
+		if err := s.adopt(ctx); err != nil {
 			return err
 		}
 	}
 	s.opened = true
-	s.sent = s.token
 	return nil
 }
 
@@ -59,11 +76,40 @@ func backOff(ctx context.Context, try int) bool {
 	}
 }
 
-// load reads the session of s.token. Where there is none, rec is nil.
-func (s *Session[T]) load(ctx context.Context) error {
-	s.rec, s.version = nil, store.Absent
-	rec, version, err := s.m.find(ctx, s.key())
-	if rec == nil || err != nil {
+// enter finds the session that the token names.
+func (s *Session[T]) enter(ctx context.Context) error {
+	came := s.token
+	for _, secret := range s.m.secrets {
+		s.token, s.at, s.blind = came, came.key(secret), false
+		if err := s.load(ctx, &s.least); s.raw != nil || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load reads what lies where the session is, and goes after one that was renewed. Where there is none, rec is nil. want is nil
+// where a copy will not do.
+func (s *Session[T]) load(ctx context.Context, want *least) error {
+	s.rec, s.raw = nil, nil
+	rec, raw, err := s.m.find(ctx, s.at, want)
+	for hop := 0; rec != nil && rec.kind == moved; hop++ {
+		next, ok := decodeSuccessor(rec.body)
+		if !ok || rec.over(time.Now()) || hop == maxHops {
+			rec.kind = over
+			break
+		}
+		switch {
+		case s.blind:
+		case len(next.sealed) == 0:
+			s.blind, s.asOf = true, rec.login
+		default:
+			s.token = s.token.unseal(next.sealed, next.key)
+		}
+		s.at = next.key
+		rec, raw, err = s.m.find(ctx, s.at, want)
+	}
+	if s.raw = raw; rec == nil || err != nil {
 		return err
 	}
 	if rec.kind != live {
@@ -71,37 +117,58 @@ func (s *Session[T]) load(ctx context.Context) error {
 		return nil
 	}
 	var v T
-	if err := s.m.opt.Codec.Unmarshal(rec.body, &v); err != nil {
+	if err := s.m.decode(rec, &v); err != nil {
 		s.m.log.Warn("sessile: a session cannot be decoded, and counts as none", "error", err)
+		s.m.saw(ctx, EventUndecodable, s.at, time.Time{}, err)
 		return nil
 	}
-	s.rec, s.version, s.value = rec, version, v
+	s.rec, s.value = rec, v
 	return nil
 }
 
-// find returns what lies under key, be it over, and its version; nil where there is nothing, nothing that counts, or a session whose
-// time is over.
-func (m *Manager[T]) find(ctx context.Context, key Key) (*record, store.Version, error) {
-	got, err := m.st.Load(ctx, string(key))
+// find returns the record under key, be it over, nil where there is none that counts: nothing, or a session whose time is over. raw is
+// what lies there, nil for nothing.
+func (m *Manager[T]) find(ctx context.Context, key Key, want *least) (rec *record, raw []byte, err error) {
+	var got store.Record
+	if name := key.name(m.braces); want != nil && m.near != nil {
+		got, err = m.near.get(ctx, name, want)
+	} else {
+		got, err = m.st.Load(ctx, name)
+	}
 	switch {
 	case errors.Is(err, store.ErrAbsent):
-		return nil, store.Absent, nil
+		return nil, nil, nil
 	case err != nil:
-		return nil, store.Absent, fmt.Errorf("sessile: load: %w", err)
+		return nil, nil, fmt.Errorf("sessile: load: %w", err)
 	}
-	rec, err := m.ring.decode(key, got.Data)
+	return m.read(ctx, key, got)
+}
+
+// read makes of what lies under key what find returns.
+func (m *Manager[T]) read(ctx context.Context, key Key, got store.Record) (rec *record, raw []byte, err error) {
+	if raw = got.Data; raw == nil {
+		raw = []byte{}
+	}
+	rec, err = m.ring.decode(key, raw, m.opt.AcceptPlain)
 	if err != nil {
 		m.log.Warn("sessile: what lies under a session's key is none, and counts as none", "error", err)
-		return nil, store.Absent, nil
+		m.saw(ctx, EventUndecodable, key, time.Time{}, err)
+		return nil, raw, nil
 	}
 	now := time.Now()
 	if rec.kind == live && (rec.over(now) || !got.Expires.IsZero() && !now.Before(got.Expires)) {
-		return nil, store.Absent, nil
+		return nil, raw, nil
 	}
-	return rec, got.Version(), nil
+	return rec, raw, nil
 }
 
-func (s *Session[T]) key() Key { return s.token.key(s.m.opt.Secret) }
+// versionOf is the version of what find has found.
+func versionOf(raw []byte) store.Version {
+	if raw == nil {
+		return store.Absent
+	}
+	return store.VersionOf(raw, 0)
+}
 
 // Value returns the session's value as this request sees it, with its own changes: T's zero value where there is no session. What
 // is reached through its pointers, maps and slices is shared: change it by Update.
@@ -122,17 +189,27 @@ func (s *Session[T]) Exists() bool {
 func (s *Session[T]) User() (id string, since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rec == nil {
+	switch {
+	case s.rec == nil:
 		return "", time.Time{}
+	case !s.asOf.IsZero():
+		return s.rec.user, s.asOf
 	}
 	return s.rec.user, s.rec.login
+}
+
+// Fresh reports whether somebody has logged in within the last d: what is dearer than the rest of the site (a new password, a payment)
+// asks for the password again where nobody has (ASVS 7.5.3), and calls Login again.
+func (s *Session[T]) Fresh(d time.Duration) bool {
+	user, since := s.User()
+	return user != "" && time.Since(since) < d
 }
 
 // Update runs change on the value, and has what it did saved before the response begins. Where another request has saved something
 // meanwhile, change is run again, on that: so it should do nothing else. What it returns is returned, and then nothing is changed.
 //
 // After the response has begun the change is saved when the request ends if the browser has the session's cookie already, and
-// otherwise refused with ErrLate. ErrGone: another request has destroyed the session a moment ago, or renewed it by a login. Then
+// otherwise refused with ErrLate. ErrGone: another request has destroyed the session a moment ago, or somebody has logged in in it. Then
 // there is nothing to change, and nothing new is begun: its cookie would take the place of the one that the browser got by that.
 func (s *Session[T]) Update(change func(v *T) error) error {
 	s.mu.Lock()
@@ -140,7 +217,7 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 	switch {
 	case s.gone:
 		return ErrGone
-	case s.w.begun && (s.rec == nil || s.token != s.sent):
+	case s.w.begun && (s.rec == nil || !s.known()):
 		return ErrLate
 	}
 	if err := change(&s.value); err != nil {
@@ -154,12 +231,17 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 	return nil
 }
 
+// known reports whether the client has the token.
+func (s *Session[T]) known() bool {
+	return len(s.sent) >= tokenLen && s.sent[:tokenLen] == string(s.token)
+}
+
 // again makes the value of what was loaded and of all changes since.
 func (s *Session[T]) again() error {
 	var v T
 	if s.rec != nil && s.rec.body != nil {
-		if err := s.m.opt.Codec.Unmarshal(s.rec.body, &v); err != nil {
-			return fmt.Errorf("sessile: the codec: %w", err)
+		if err := s.m.decode(s.rec, &v); err != nil {
+			return err
 		}
 	}
 	for _, op := range s.ops {
@@ -181,127 +263,50 @@ func (s *Session[T]) make() {
 	if s.m.opt.Absolute > 0 {
 		s.rec.end = now.Add(s.m.opt.Absolute)
 	}
-	s.token, s.version, s.dirty = newToken(), store.Absent, true // never one that came with the request: nobody chooses another's id
+	s.token, s.raw, s.dirty = newToken(""), nil, true // never one that came with the request: nobody chooses another's id
+	s.at, s.blind = s.token.key(s.m.secrets[0]), false
 }
 
-// Login makes the session user's, under a new id (ASVS 7.2.4): who knew the old one, from before, has nothing. What was in it
-// stays, and its timeouts begin anew. It is saved when Login returns.
-func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case user == "" || len(user) > maxUser:
-		return fmt.Errorf("sessile: the name of a user has 1 to %d bytes", maxUser)
-	case s.w.begun:
-		return ErrLate
-	}
-	old := &Session[T]{m: s.m, token: s.token, rec: s.rec, version: s.version, ops: s.ops} // what it is made of
-	token, rec, version, value, ops, dirty, gone := s.token, s.rec, s.version, s.value, s.ops, s.dirty, s.gone
-	defer func() {
-		if err != nil { // nobody is logged in by what comes later
-			s.token, s.rec, s.version, s.value, s.ops, s.dirty, s.gone = token, rec, version, value, ops, dirty, gone
-		}
-	}()
-	for try := 0; ; try++ {
-		s.rec, s.gone = nil, false
-		s.make()
-		s.rec.user, s.rec.login = user, s.rec.created
-		if err := s.m.enlist(ctx, user, s.key(), s.rec.created); err != nil {
-			return err
-		}
-		if err := s.put(ctx, store.IfAbsent); err != nil {
-			return err
-		}
-		if old.rec == nil || old.version == store.Absent {
-			return nil
-		}
-		// The old one ends, if it is still what this one was made of.
-		err := s.m.bury(ctx, old.key(), old.rec, store.IfVersion(old.version))
-		if err == nil {
-			return nil
-		}
-		_, _ = s.m.st.Delete(ctx, string(s.key()), store.Always) // nobody was told of it; if not now, it ends by itself
-		if !errors.Is(err, store.ErrConflict) || try == maxTries {
-			return fmt.Errorf("sessile: login: %w", err)
-		}
-		ops := old.ops
-		if err := old.load(ctx); err != nil {
-			return err
-		}
-		if old.rec != nil { // another request has changed it
-			if old.ops = ops; old.again() == nil {
-				s.value = old.value
-			}
-		} // else one has ended it, perhaps by another login: who logs in now is logged in all the same, with what he had
-	}
-}
-
-// graveLife is how long a session that was destroyed is known to be: longer than a request takes that was under way then.
-const graveLife = 2 * time.Minute
-
-// Logout destroys the session: no request that is under way can bring it back. It is done when it returns, also where the client
-// is gone.
-func (s *Session[T]) Logout(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.rec != nil && s.version != store.Absent {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
-		defer cancel()
-		if err := s.m.bury(ctx, s.key(), s.rec, store.Always); err != nil {
-			return fmt.Errorf("sessile: logout: %w", err)
-		}
-	}
-	var none T
-	s.rec, s.version, s.ops, s.dirty, s.value, s.token = nil, store.Absent, nil, false, none, ""
-	return nil
-}
-
-// bury leaves in the place of a session that it is over.
-func (m *Manager[T]) bury(ctx context.Context, key Key, rec *record, cond store.Condition) error {
-	now := time.Now()
-	end := &record{kind: over, incarnation: rec.incarnation, created: now}
-	data, err := m.ring.encode(key, end)
-	if err != nil {
-		return err
-	}
-	return m.st.Save(store.Replicated(ctx), string(key), store.Record{Data: data, Expires: now.Add(graveLife)}, cond)
-}
-
-// life is how long the session may last from now on, if nobody uses it.
-func (s *Session[T]) life() time.Duration {
-	life := s.m.opt.Idle
-	if !s.rec.end.IsZero() {
-		life = min(life, time.Until(s.rec.end))
+// life is how long a session may last from now on, if nobody uses it.
+func (m *Manager[T]) life(rec *record) time.Duration {
+	life := m.opt.Idle
+	if !rec.end.IsZero() {
+		life = min(life, time.Until(rec.end))
 	}
 	return life
 }
 
-// put writes the session if cond holds for what is there.
-func (s *Session[T]) put(ctx context.Context, cond store.Condition) error {
+// next is the record that is to follow, with the value as it is now.
+func (s *Session[T]) next() (*record, error) {
 	body, err := s.m.opt.Codec.Marshal(s.value)
 	if err != nil {
-		return fmt.Errorf("sessile: the codec: %w", err)
+		return nil, fmt.Errorf("sessile: the codec: %w", err)
 	}
 	next := *s.rec
-	next.version, next.body = (next.version+1)&0xffffff, body
-	life := s.life()
-	if life <= 0 { // its absolute deadline has passed during the request
+	next.version, next.body, next.codec = (next.version+1)&0xffffff, body, s.m.opt.Codec.ID()
+	if s.m.life(&next) <= 0 { // its absolute deadline has passed during the request
 		s.gone = true
-		return ErrGone
+		return nil, ErrGone
 	}
-	data, err := s.m.ring.encode(s.key(), &next)
-	if err != nil {
-		return err
-	}
-	s.tried = store.VersionOf(data, 0)
-	err = s.m.st.Save(ctx, string(s.key()), store.Record{Data: data, Expires: time.Now().Add(life)}, cond)
-	if err != nil {
-		return fmt.Errorf("sessile: save: %w", err)
-	}
-	s.rec, s.version = &next, s.tried
+	return &next, nil
+}
+
+// written notes that next lies in the store, as raw.
+func (s *Session[T]) written(next *record, raw []byte) {
+	s.rec, s.raw = next, raw
 	s.ops, s.dirty = nil, false
-	s.m.touched.note(s.key(), time.Now())
-	return nil
+	s.m.touched.note(s.at, time.Now())
+}
+
+// write has rec lie under key if cond holds. raw is what lies there then.
+func (m *Manager[T]) write(ctx context.Context, key Key, rec *record, life time.Duration, cond store.Condition) (raw []byte, err error) {
+	if raw, err = m.ring.encode(key, rec); err != nil {
+		return nil, err
+	}
+	name := key.name(m.braces)
+	err = m.st.Save(ctx, name, store.Record{Data: raw, Expires: time.Now().Add(life)}, cond)
+	m.near.drop(name)
+	return raw, err
 }
 
 // Save saves what was changed, now. Without it that is done before the response begins.
@@ -311,36 +316,50 @@ func (s *Session[T]) Save(ctx context.Context) error {
 	return s.save(ctx)
 }
 
-func (s *Session[T]) save(ctx context.Context) error {
+func (s *Session[T]) save(ctx context.Context) (err error) {
 	if s.gone || s.rec == nil || len(s.ops) == 0 && !s.dirty {
 		return nil
 	}
+	kind := EventSave
+	if s.raw == nil {
+		kind = EventCreate
+	}
+	defer func(start time.Time) { s.m.saw(ctx, kind, s.at, start, err) }(time.Now())
 	for try := 0; ; try++ {
-		was, ops, isNew := *s.rec, s.ops, s.version == store.Absent
-		err := s.put(ctx, store.IfVersion(s.version))
+		was, isNew := *s.rec, s.raw == nil
+		next, err := s.next()
+		if err != nil {
+			return err
+		}
+		raw, err := s.m.write(ctx, s.at, next, s.m.life(next), store.IfVersion(versionOf(s.raw)))
+		if err == nil {
+			s.written(next, raw)
+			return nil
+		}
+		err = fmt.Errorf("sessile: save: %w", err)
 		unknown := errors.Is(err, store.ErrUnknown)
-		if err == nil || !unknown && (isNew || !errors.Is(err, store.ErrConflict)) || try == maxTries {
+		if !unknown && (isNew || !errors.Is(err, store.ErrConflict)) || try == maxTries {
 			return err // a new id of 160 random bits is nobody's
 		}
 		// Others write it at this moment, too: not all of them again at the same time.
 		if !backOff(ctx, try) {
 			return err
 		}
-		if lerr := s.load(ctx); lerr != nil {
-			s.rec, s.ops = &was, ops
+		if lerr := s.load(ctx, nil); lerr != nil {
+			s.rec = &was
 			return errors.Join(err, lerr)
 		}
-		s.ops = ops
 		switch {
 		case s.rec == nil && isNew && !s.gone: // it was not made
-			s.rec, s.version = &was, store.Absent
+			s.rec, s.raw = &was, nil
 		case s.rec == nil || s.rec.incarnation != was.incarnation:
 			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
 			return ErrGone
-		case unknown && s.version == s.tried:
+		case unknown && bytes.Equal(s.raw, raw):
 			s.ops, s.dirty = nil, false
 			return nil
 		}
+		s.m.saw(ctx, EventConflict, s.at, time.Time{}, nil)
 		if err := s.again(); err != nil {
 			return err
 		}
@@ -357,20 +376,50 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 	defer cancel()
 	err := s.save(ctx)
+	if err == nil && s.renewable() {
+		if rerr := s.renew(ctx); errors.Is(rerr, ErrGone) {
+			err = rerr
+		} else if rerr != nil { // it goes on under the token that it has
+			s.m.log.Warn("sessile: a session could not be given a new token", "error", rerr)
+		}
+	}
 	switch {
 	case errors.Is(err, ErrGone):
 		s.m.log.Info("sessile: the session was destroyed while a request was using it, and what that has changed is dropped")
+		s.m.saw(ctx, EventGone, s.at, time.Time{}, err)
 	case err != nil:
 		s.m.log.Error("sessile: a session could not be saved, and its request is answered so", "error", err)
 		return err
-	case s.rec != nil && s.token != s.sent:
-		s.m.opt.Cookie.set(h, s.token, s.life())
-		s.sent = s.token
+	case s.rec != nil && s.given() != s.sent:
+		s.send(h, s.given())
 	case s.token == "" && s.sent != "" && !s.gone: // by this request: the cookie of a session that somebody else has ended may be another one by now
-		s.m.opt.Cookie.set(h, "", 0)
-		s.sent = ""
+		s.send(h, "")
+	}
+	if s.dropOld && s.m.origin.Cookie.Name != s.m.opt.Cookie.Name {
+		s.m.origin.drop(h)
 	}
 	return nil
+}
+
+// given is what the client gets: the token and, where copies are kept, the version, so that it is never served an older one.
+func (s *Session[T]) given() string {
+	if s.m.near == nil || s.blind {
+		return string(s.token)
+	}
+	return string(s.token) + least{s.rec.version, true}.String()
+}
+
+func (s *Session[T]) send(h http.Header, given string) {
+	s.sent = given
+	if s.byHeader {
+		s.m.opt.sendHeader(h, given)
+		return
+	}
+	var life time.Duration
+	if s.rec != nil {
+		life = s.m.life(s.rec)
+	}
+	s.m.opt.Cookie.set(h, given, life)
 }
 
 // atEnd is what is done when the handler has returned: what it has changed late is saved, and a session that was used lasts longer.
@@ -380,15 +429,26 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 	if !s.opened || s.rec == nil || s.gone || s.w.drop {
 		return
 	}
+	late, now := len(s.ops) > 0 || s.dirty, time.Now()
+	touch := s.m.touched.due(s.at, now)
+	if !late && !touch {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 	defer cancel()
 	if err := s.save(ctx); err != nil {
 		s.m.log.Error("sessile: what was changed behind the beginning of the response could not be saved", "error", err)
 		return
 	}
-	if now := time.Now(); s.m.touched.due(s.key(), now) {
-		if err := s.m.st.Touch(ctx, string(s.key()), now.Add(s.life())); err != nil && !errors.Is(err, store.ErrAbsent) {
-			s.m.log.Warn("sessile: a session could not be extended", "error", err)
-		}
+	if !touch {
+		return
 	}
+	err := s.m.st.Touch(ctx, s.at.name(s.m.braces), now.Add(s.m.life(s.rec)))
+	if errors.Is(err, store.ErrAbsent) {
+		err = nil
+	}
+	if err != nil {
+		s.m.log.Warn("sessile: a session could not be extended", "error", err)
+	}
+	s.m.saw(ctx, EventTouch, s.at, now, err)
 }

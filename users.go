@@ -25,26 +25,23 @@ func (s *Session[T]) Key() Key {
 	if s.rec == nil {
 		return ""
 	}
-	return s.key()
+	return s.at
 }
 
-// Sessions lists the sessions in which user is logged in, the newest first. It costs a round trip for each, and one more.
+// Sessions lists the sessions in which user is logged in, the newest first. It costs two round trips, or one for each and one more
+// where the store cannot read many at once.
 func (m *Manager[T]) Sessions(ctx context.Context, user string) ([]Info[T], error) {
-	x, err := m.index(ctx, user)
+	all, err := m.sessionsOf(ctx, user)
 	if err != nil {
 		return nil, err
 	}
 	var list []Info[T]
-	for _, e := range x.entries {
-		rec, err := m.live(ctx, e.key)
-		if err != nil {
-			return nil, err
-		}
-		if rec == nil || rec.user != user {
+	for _, p := range all {
+		if !p.of(user) {
 			continue
 		}
-		info := Info[T]{Key: e.key, Created: rec.created, Login: rec.login}
-		if err := m.opt.Codec.Unmarshal(rec.body, &info.Value); err == nil {
+		info := Info[T]{Key: p.key, Created: p.rec.created, Login: p.rec.login}
+		if err := m.decode(p.rec, &info.Value); err == nil {
 			list = append(list, info)
 		}
 	}
@@ -52,59 +49,103 @@ func (m *Manager[T]) Sessions(ctx context.Context, user string) ([]Info[T], erro
 	return list, nil
 }
 
+// of reports whether it is a session in which user is logged in.
+func (p placed) of(user string) bool { return p.rec != nil && p.rec.kind == live && p.rec.user == user }
+
 // Revoke ends the sessions in which user is logged in: all but those that are named. No request that is under way can bring one
-// back, and a login that is under way has come before it, or is refused. It returns how many there were; what an error has
+// back, and a login that is under way comes before or behind it. It returns how many there were; what an error has
 // kept it from is not ended.
 func (m *Manager[T]) Revoke(ctx context.Context, user string, except ...Key) (n int, err error) {
-	return m.revoke(ctx, user, func(k Key) bool { return !slices.Contains(except, k) })
+	all, err := m.sessionsOf(ctx, user)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range all { // one may have been renewed since its key was asked for
+		if p.rec != nil && p.rec.kind == moved && slices.Contains(except, p.key) {
+			if next, ok := decodeSuccessor(p.rec.body); ok {
+				except = append(slices.Clip(except), next.key)
+			}
+		}
+	}
+	return m.revoke(ctx, user, all, func(k Key) bool { return !slices.Contains(except, k) })
 }
 
 // RevokeOnly ends those of user's sessions that are named.
 func (m *Manager[T]) RevokeOnly(ctx context.Context, user string, keys ...Key) (n int, err error) {
-	return m.revoke(ctx, user, func(k Key) bool { return slices.Contains(keys, k) })
-}
-
-func (m *Manager[T]) revoke(ctx context.Context, user string, this func(Key) bool) (n int, err error) {
-	x, err := m.index(ctx, user)
+	all, err := m.sessionsOf(ctx, user)
 	if err != nil {
 		return 0, err
 	}
-	for _, e := range x.entries {
-		if !this(e.key) {
-			continue
-		}
-		rec, err := m.live(ctx, e.key)
-		if err != nil {
-			return n, err
-		}
-		if rec != nil && rec.user != user {
-			continue
-		}
+	return m.revoke(ctx, user, all, func(k Key) bool { return slices.Contains(keys, k) })
+}
+
+func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, this func(Key) bool) (n int, err error) {
+	for _, p := range all {
 		// Also where there is none: it may be just about to be made.
-		if err := m.bury(ctx, e.key, &record{}, store.Always); err != nil {
+		if !this(p.key) || p.rec != nil && p.rec.user != user {
+			continue
+		}
+		ended, err := m.end(ctx, p)
+		if err != nil {
 			return n, fmt.Errorf("sessile: revoke: %w", err)
 		}
-		if rec != nil {
+		if ended {
 			n++
+			m.saw(ctx, EventRevoke, p.key, time.Time{}, nil)
 		}
 	}
 	return n, nil
 }
 
-// live returns the session under key, nil where there is none.
-func (m *Manager[T]) live(ctx context.Context, key Key) (*record, error) {
-	rec, _, err := m.find(ctx, key)
-	if rec != nil && rec.kind != live {
-		rec = nil
+// sessionsOf returns what lies under the keys in the user's list, in its order.
+func (m *Manager[T]) sessionsOf(ctx context.Context, user string) (all []placed, err error) {
+	for _, secret := range m.secrets {
+		x, err := m.index(ctx, digest(secret, "user", user))
+		if err != nil {
+			return nil, err
+		}
+		some, err := m.findAll(ctx, x.entries)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
 	}
-	return rec, err
+	return all, nil
 }
 
-// A userIndex is a record of its own, under a key of the user: which sessions may be his. It is written before a session is, so that
-// none is missing, and what has ended since is left out when it is written the next time, or found not to be there.
+// findAll is find for each, in one round trip where the store can do that.
+func (m *Manager[T]) findAll(ctx context.Context, entries []indexEntry) ([]placed, error) {
+	all, names := make([]placed, len(entries)), make([]string, len(entries))
+	for i, e := range entries {
+		all[i].key, names[i] = e.key, e.key.name(m.braces)
+	}
+	if bulk, ok := m.st.(store.BulkReader); ok && len(all) > 1 {
+		if got, err := bulk.InspectAll(ctx, names); err == nil {
+			for i, rec := range got {
+				if rec != nil {
+					all[i].rec, all[i].raw, _ = m.read(ctx, all[i].key, *rec)
+				}
+			}
+			return all, nil
+		}
+	}
+	for i := range all {
+		var err error
+		if all[i].rec, all[i].raw, err = m.find(ctx, all[i].key, nil); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// A userIndex is a record of its own, under a key of the user: which sessions may be his. A session is not told to anybody before it is
+// in there, so that none is missing, and what has ended since is left out when there are many, or found not to be there.
+//
+// It is one entry behind the other, so that one can be added without reading those that there are. Twice the same is one.
 //
 //	0    format: 0x9d
-//	1    for each session: its key (20 bytes), when it was made (4, in seconds since 1970)
+//	1    the session's key (22 bytes)
+//	23   when it was entered (4), in seconds since 1970
 type userIndex struct {
 	key     Key
 	entries []indexEntry
@@ -113,79 +154,185 @@ type userIndex struct {
 
 type indexEntry struct {
 	key     Key
-	created time.Time
+	entered time.Time
 }
 
 const (
 	indexFormat = 0x9d
-	entrySize   = keyBytes + 4
+	entrySize   = 1 + tagBytes + keyBytes + 4
 	// maxEntries bounds a user's list: the oldest go, and are not listed any more. Who has so many sessions is no person.
 	maxEntries = 1000
+	// pruneAt is how long a list gets before it is looked through for sessions that are over, and how much longer before it is again.
+	pruneAt = 16
+	// pending is how long an entry may be without a session that is just being made.
+	pending = 30 * time.Second
 )
 
-func (m *Manager[T]) index(ctx context.Context, user string) (*userIndex, error) {
-	x := &userIndex{key: digest(m.opt.Secret, "user", user)}
-	got, err := m.st.Load(ctx, string(x.key))
+func (m *Manager[T]) index(ctx context.Context, key Key) (*userIndex, error) {
+	got, err := m.st.Load(ctx, string(key))
 	switch {
 	case errors.Is(err, store.ErrAbsent):
-		return x, nil
+		return &userIndex{key: key}, nil
 	case err != nil:
 		return nil, fmt.Errorf("sessile: the list of a user's sessions: %w", err)
 	}
-	x.version = got.Version()
-	x.entries, err = decodeIndex(got.Data)
-	return x, err
+	return m.readIndex(ctx, key, got), nil
+}
+
+func (m *Manager[T]) readIndex(ctx context.Context, key Key, got store.Record) *userIndex {
+	entries, err := decodeIndex(got.Data)
+	if err != nil {
+		m.log.Error("sessile: the list of a user's sessions cannot be read, and counts as empty", "error", err)
+		m.saw(ctx, EventUndecodable, key, time.Time{}, err)
+	}
+	return &userIndex{key, entries, got.Version()}
 }
 
 var errIndex = errors.New("sessile: not a list of sessions of this version")
 
 func decodeIndex(b []byte) (list []indexEntry, err error) {
-	if len(b) == 0 || b[0] != indexFormat || (len(b)-1)%entrySize != 0 {
-		return nil, errIndex
-	}
-	for e := range slices.Chunk(b[1:], entrySize) {
-		list = append(list, indexEntry{Key(letters.EncodeToString(e[:keyBytes])), timeOf(e[keyBytes:])})
+	for e := range slices.Chunk(b, entrySize) {
+		if len(e) != entrySize || e[0] != indexFormat {
+			return nil, errIndex
+		}
+		key, entered := e[1:1+tagBytes+keyBytes], timeOf(e[1+tagBytes+keyBytes:])
+		one := indexEntry{Key(letters.EncodeToString(key[:tagBytes]) + letters.EncodeToString(key[tagBytes:])), entered}
+		if !slices.ContainsFunc(list, func(o indexEntry) bool { return o.key == one.key }) {
+			list = append(list, one)
+		}
 	}
 	return list, nil
 }
 
+func (e indexEntry) append(b []byte) []byte {
+	b = append(b, indexFormat)
+	for _, part := range []Key{e.key[:tagLen], e.key[tagLen:]} {
+		bytes, _ := letters.DecodeString(string(part)) // of our own making
+		b = append(b, bytes...)
+	}
+	return appendTime(b, e.entered)
+}
+
 func encodeIndex(list []indexEntry) []byte {
-	b := make([]byte, 1, 1+len(list)*entrySize)
-	b[0] = indexFormat
+	b := make([]byte, 0, len(list)*entrySize)
 	for _, e := range list {
-		key, _ := letters.DecodeString(string(e.key)) // of our own making
-		b = appendTime(append(b, key...), e.created)
+		b = e.append(b)
 	}
 	return b
 }
 
-// enlist notes that the session under key is about to be user's.
-func (m *Manager[T]) enlist(ctx context.Context, user string, key Key, created time.Time) error {
+// enlist notes that the session under key is about to be user's, and returns his list up to it.
+func (m *Manager[T]) enlist(ctx context.Context, user string, key Key, now time.Time) ([]indexEntry, error) {
+	mine, at := indexEntry{key, now}, digest(m.secrets[0], "user", user)
 	for try := 0; ; try++ {
-		x, err := m.index(ctx, user)
-		if err != nil {
-			return err
-		}
-		keep, life := x.entries[:0], 10*365*24*time.Hour
-		for _, e := range x.entries {
-			if m.opt.Absolute < 0 || created.Sub(e.created) < m.opt.Absolute+time.Second {
-				keep = append(keep, e)
+		x, err := m.enter(ctx, at, mine)
+		if err == nil {
+			if len(x.entries)%pruneAt == 0 {
+				m.prune(ctx, x, now)
 			}
-		}
-		if m.opt.Absolute > 0 {
-			life = m.opt.Absolute + time.Second
-		}
-		if len(keep) >= maxEntries {
-			keep = keep[1:]
-		}
-		rec := store.Record{Data: encodeIndex(append(keep, indexEntry{key, created})), Expires: created.Add(life)}
-		if err = m.st.Save(ctx, string(x.key), rec, store.IfVersion(x.version)); err == nil {
-			return nil
+			return x.entries, nil
 		}
 		// An entry too many does no harm: where nobody knows what became of it, it is written again.
 		again := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown)
 		if !again || try == maxTries || !backOff(ctx, try) {
-			return fmt.Errorf("sessile: the list of a user's sessions: %w", err)
+			return nil, fmt.Errorf("sessile: the list of a user's sessions: %w", err)
 		}
 	}
+}
+
+// enter adds an entry to a list: in one step where the store can do that.
+func (m *Manager[T]) enter(ctx context.Context, at Key, mine indexEntry) (*userIndex, error) {
+	if m.appender != nil {
+		got, err := m.appender.Append(ctx, string(at), mine.append(nil), mine.entered.Add(m.indexLife()))
+		if err == nil {
+			if x := m.readIndex(ctx, at, got); len(x.entries) > 0 {
+				return x, nil
+			}
+		} else if !errors.Is(err, errors.ErrUnsupported) {
+			return nil, err
+		}
+	}
+	x, err := m.index(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	x.entries = append(m.young(x.entries, mine.entered), mine)
+	return x, m.saveIndex(ctx, x, mine.entered)
+}
+
+// prune leaves out of a list what is over. Where it cannot, somebody does it later.
+func (m *Manager[T]) prune(ctx context.Context, x *userIndex, now time.Time) {
+	short := *x
+	short.entries = m.young(slices.Clone(x.entries), now)
+	all, err := m.findAll(ctx, short.entries)
+	if err != nil {
+		return
+	}
+	kept := short.entries[:0]
+	for i, e := range short.entries {
+		if p := all[i]; p.rec != nil && p.rec.kind == live || now.Sub(e.entered) < pending {
+			kept = append(kept, e)
+		}
+	}
+	short.entries = kept
+	_ = m.saveIndex(ctx, &short, now)
+}
+
+// young leaves out what is over by its absolute deadline, and what is too much.
+func (m *Manager[T]) young(list []indexEntry, now time.Time) []indexEntry {
+	list = slices.DeleteFunc(list, func(e indexEntry) bool { return now.Sub(e.entered) > m.indexLife() })
+	return list[max(0, len(list)-maxEntries+1):]
+}
+
+// indexLife is how long a session may last that was just made.
+func (m *Manager[T]) indexLife() time.Duration {
+	if m.opt.Absolute > 0 {
+		return m.opt.Absolute + time.Second
+	}
+	return 10 * 365 * 24 * time.Hour
+}
+
+func (m *Manager[T]) saveIndex(ctx context.Context, x *userIndex, now time.Time) error {
+	if len(x.entries) == 0 {
+		return nil
+	}
+	return m.st.Save(ctx, string(x.key), store.Record{Data: encodeIndex(x.entries), Expires: now.Add(m.indexLife())}, store.IfVersion(x.version))
+}
+
+// mayBe refuses a session of a user who has Options.MaxSessions already. list is his up to the new one. old is the one that this is to
+// follow. Of those that are just being made the one that was entered before counts.
+func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, mine, old Key) error {
+	before := slices.DeleteFunc(slices.Clone(list), func(e indexEntry) bool { return e.key == mine || e.key == old })
+	all, err := m.findAll(ctx, before)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for i, p := range all {
+		if p.of(user) || p.raw == nil && time.Since(before[i].entered) < pending {
+			n++
+		}
+	}
+	if n >= m.opt.MaxSessions {
+		return ErrTooMany
+	}
+	return nil
+}
+
+// trim ends the oldest sessions of a user who has more than he may have.
+func (m *Manager[T]) trim(ctx context.Context, user string, list []indexEntry) error {
+	if len(list) <= m.opt.MaxSessions {
+		return nil
+	}
+	all, err := m.findAll(ctx, list)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(p placed) bool { return !p.of(user) })
+	slices.SortStableFunc(all, func(a, b placed) int { return a.rec.login.Compare(b.rec.login) })
+	if len(all) <= m.opt.MaxSessions {
+		return nil
+	}
+	_, err = m.revoke(ctx, user, all[:len(all)-m.opt.MaxSessions], func(Key) bool { return true })
+	return err
 }

@@ -12,18 +12,23 @@ import (
 // hijack. http.ResponseController finds what else the writer below can do through Unwrap.
 type writer struct {
 	http.ResponseWriter
-	commit func(h http.Header) error   // is called once, before the header is sent
-	failed func(w http.ResponseWriter) // answers where that failed
-	begun  bool
-	drop   bool // it has: what the handler writes is dropped
+	session committer
+	begun   bool
+	drop    bool // the session could not be saved: what the handler writes is dropped
+}
+
+// A committer is a Session, whatever its values are.
+type committer interface {
+	commit(h http.Header) error        // is called once, before the header is sent
+	unavailable(w http.ResponseWriter) // answers where that failed
 }
 
 func (w *writer) begin() {
 	if !w.begun {
-		if w.commit(w.Header()) != nil {
+		if w.session.commit(w.Header()) != nil {
 			clear(w.Header())
 			w.drop = true
-			w.failed(w.ResponseWriter)
+			w.session.unavailable(w.ResponseWriter)
 		}
 		w.begun = true
 	}

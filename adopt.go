@@ -1,0 +1,139 @@
+package sessile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// An Origin is where a site kept its sessions before, by means of another library. A request that has no session of ours and names one
+// of those goes on with it, as one of ours: nobody has to log in again.
+type Origin[T any] struct {
+	// ID returns what names the old session that a request has, most of the time the value of its cookie, "" for none. It should look
+	// at nothing but the request, and refuse what has not the form of such a name.
+	ID func(r *http.Request) string
+	// Load returns the old session, nil where there is none, or not any more. An error is an outage.
+	Load func(ctx context.Context, id string) (*Adopted[T], error)
+	// Delete ends the old session. It is called when ours is saved, and again where that is not sure; to delete nothing is no error.
+	Delete func(ctx context.Context, id string) error
+	// Cookie is the old one, which is removed from the browser: its name, path and domain.
+	Cookie http.Cookie
+}
+
+// Adopted is what an old session is to be with us.
+type Adopted[T any] struct {
+	Value T
+	// User is who is logged in, "" for nobody, and Login since when. The default is now.
+	User  string
+	Login time.Time
+	// Created is when it was made, and End its absolute deadline. The defaults are now, and that of Options.Absolute from now on.
+	Created, End time.Time
+}
+
+// Adopt has requests go on with the sessions that they had before. It is called before the first request, and needs Options.Secret:
+// the new token of a session is made of the old one with it, so that two requests that bring the old one at the same time, even to
+// two processes, get the same.
+func (m *Manager[T]) Adopt(o Origin[T]) error {
+	switch {
+	case len(m.opt.Secret) == 0:
+		return errors.New("sessile: Adopt needs Options.Secret: without it new tokens could be made of old ones by whoever has seen one")
+	case o.ID == nil || o.Load == nil || o.Delete == nil:
+		return errors.New("sessile: an Origin needs ID, Load and Delete")
+	}
+	m.origin = &o
+	return nil
+}
+
+// drop has the browser forget the old cookie.
+func (o *Origin[T]) drop(h http.Header) {
+	if o.Cookie.Name == "" {
+		return
+	}
+	gone := http.Cookie{Name: o.Cookie.Name, Path: o.Cookie.Path, Domain: o.Cookie.Domain, Secure: o.Cookie.Secure, HttpOnly: true, MaxAge: -1}
+	if gone.Path == "" {
+		gone.Path = "/"
+	}
+	h.Add("Set-Cookie", gone.String())
+}
+
+// adopt finds the session that has become of the one that the request names, or makes it.
+func (s *Session[T]) adopt(ctx context.Context) (err error) {
+	o := s.m.origin
+	id := o.ID(s.r)
+	if id == "" {
+		return nil
+	}
+	defer func(start time.Time) { s.m.saw(ctx, EventAdopt, s.at, start, err) }(time.Now())
+	was := s.token
+	for try := 0; ; try++ {
+		s.token, s.blind = tokenOf(mac(s.m.opt.Secret, "adopted", id)[:tokenBytes]), false
+		s.at = s.token.key(s.m.secrets[0])
+		if err := s.load(ctx, nil); err != nil {
+			return err
+		}
+		if s.raw != nil { // made before, perhaps by a request that came at the same time, and perhaps over by now
+			break
+		}
+		old, err := o.Load(ctx, id)
+		if err != nil {
+			return fmt.Errorf("sessile: the session from before: %w", err)
+		}
+		if old == nil || !old.End.IsZero() && !time.Now().Before(old.End) {
+			s.token = was
+			return nil
+		}
+		err = s.take(ctx, old)
+		if err == nil {
+			break
+		}
+		if again := errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown); !again || try == maxTries || !backOff(ctx, try) {
+			return err
+		}
+	}
+	// Before anybody knows of ours, so that no logout of it leaves the old one to be adopted once more.
+	if err := o.Delete(ctx, id); err != nil {
+		return fmt.Errorf("sessile: the session from before: %w", err)
+	}
+	s.dropOld = true
+	return nil
+}
+
+// take makes a session of an old one, which nobody else has made.
+func (s *Session[T]) take(ctx context.Context, old *Adopted[T]) error {
+	if len(old.User) > maxUser {
+		return fmt.Errorf("sessile: the name of a user has up to %d bytes", maxUser)
+	}
+	orNow := func(t time.Time) time.Time {
+		if t.IsZero() {
+			return time.Now()
+		}
+		return t
+	}
+	rec := &record{incarnation: newIncarnation(), created: orNow(old.Created), end: old.End, user: old.User}
+	if rec.user != "" {
+		rec.login = orNow(old.Login)
+	}
+	if rec.end.IsZero() && s.m.opt.Absolute > 0 {
+		rec.end = time.Now().Add(s.m.opt.Absolute)
+	}
+	s.rec, s.value = rec, old.Value
+	next, err := s.next()
+	if err != nil {
+		return err
+	}
+	if rec.user != "" {
+		if _, err := s.m.enlist(ctx, rec.user, s.at, time.Now()); err != nil {
+			return err
+		}
+	}
+	raw, err := s.m.write(store.Replicated(ctx), s.at, next, s.m.life(next), store.IfAbsent)
+	if err != nil {
+		return fmt.Errorf("sessile: save: %w", err)
+	}
+	s.written(next, raw)
+	return nil
+}

@@ -1,0 +1,347 @@
+package sessile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// Login makes the session user's, under a new token (ASVS 7.2.4): who knew the old one, from before, has nothing. What was in it
+// stays, and its timeouts begin anew. It is saved when Login returns.
+//
+// Who logs in again in his own session gets a new token, too. Requests of his other windows that are under way with the old one go on
+// until the end of Options.Grace, in the same session, but as of the login before (Session.Fresh), and never learn the new token.
+//
+// ErrTooMany: the user has Options.MaxSessions already, and no more are wanted (Options.RefuseMore).
+func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case user == "" || len(user) > maxUser:
+		return fmt.Errorf("sessile: the name of a user has 1 to %d bytes", maxUser)
+	case s.w.begun:
+		return ErrLate
+	}
+	defer func(start time.Time) { s.m.saw(ctx, EventLogin, s.at, start, err) }(time.Now())
+	was := state[T]{s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone}
+	defer func() {
+		if err != nil { // nobody is logged in by what comes later
+			s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone = was.token, was.at, was.blind, was.rec, was.raw, was.value, was.asOf, was.ops, was.dirty, was.gone
+		}
+	}()
+	now := time.Now()
+	for try := 0; ; try++ {
+		next := &record{incarnation: newIncarnation(), created: now, user: user, login: now}
+		if s.m.opt.Absolute > 0 {
+			next.end = now.Add(s.m.opt.Absolute)
+		}
+		old := placed{s.at, s.rec, s.raw}
+		if old.rec != nil && old.rec.user == user {
+			next.incarnation, next.version = old.rec.incarnation, old.rec.version
+		}
+		s.rec, s.gone = next, false
+		err := s.move(ctx, old, true)
+		if err == nil || !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+		if try == maxTries || !backOff(ctx, try) {
+			return fmt.Errorf("sessile: login: %w", err)
+		}
+		if s.rec = old.rec; old.raw == nil {
+			continue
+		}
+		if err := s.load(ctx, nil); err != nil {
+			return err
+		}
+		if s.rec != nil { // another request has changed it
+			if err := s.again(); err != nil {
+				return err
+			}
+		} // else one has ended it, perhaps by another login: who logs in now is logged in all the same, with what he had
+	}
+}
+
+// A state is what Login changes of a session.
+type state[T any] struct {
+	token token
+	at    Key
+	blind bool
+	rec   *record
+	raw   []byte
+	value T
+	asOf  time.Time
+	ops   []func(*T) error
+	dirty bool
+	gone  bool
+}
+
+// placed is a record and where it lies; rec and raw are nil where nothing does.
+type placed struct {
+	key Key
+	rec *record
+	raw []byte
+}
+
+// move has the session go on as s.rec with a new token, and the old one end, which is one step where the store can do that. It answers
+// store.ErrConflict, with nothing done, where the old one is not any more what it was, and another attempt may do.
+//
+// Where a login makes another session of it, the old one is over. Otherwise it has moved, and who has its token goes on for a grace: by
+// renewal with the new one, which he gets to know; by a login he does not.
+func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
+	m := s.m
+	next, err := s.next()
+	if err != nil {
+		return err
+	}
+	oldToken := s.token
+	tok := newToken(oldToken)
+	key := tok.key(m.secrets[0])
+	writes := []write{{key, next, m.life(next), store.IfAbsent}}
+	if old.raw != nil {
+		mark := &record{kind: over, created: time.Now()}
+		if old.rec != nil {
+			mark.incarnation = old.rec.incarnation
+		}
+		if old.rec != nil && old.rec.incarnation == next.incarnation {
+			n := successor{key: key}
+			if !login {
+				n.sealed = oldToken.sealFor(tok, key)
+			}
+			mark.kind, mark.user, mark.login, mark.end, mark.body = moved, old.rec.user, old.rec.login, mark.created.Add(m.opt.Grace), n.encode()
+		}
+		writes = append(writes, write{old.key, mark, graveLife + m.opt.Grace, store.IfVersion(versionOf(old.raw))})
+	}
+	var list []indexEntry
+	listed := make(chan error, 1)
+	enlist := func() (err error) {
+		if next.user != "" {
+			list, err = m.enlist(ctx, next.user, key, time.Now())
+		}
+		return err
+	}
+	switch {
+	case login && m.opt.MaxSessions > 0 && m.opt.RefuseMore: // one after the other: whether it may be at all
+		if err := enlist(); err != nil {
+			return err
+		}
+		if err := m.mayBe(ctx, next.user, list, key, old.key); err != nil {
+			return err
+		}
+		listed <- nil
+	case next.user == "":
+		listed <- nil
+	default: // at once: nobody knows the token before both are done
+		go func() { listed <- enlist() }()
+	}
+	raw, err := m.writeAll(ctx, writes)
+	if lerr := <-listed; err == nil && lerr != nil {
+		// A session that is not in the list could not be revoked. The old one comes back if it can.
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Timeout)
+		defer cancel()
+		_, _ = m.end(undo, placed{key, next, raw[0]})
+		if old.rec != nil {
+			_, _ = m.write(undo, old.key, old.rec, m.life(old.rec), store.IfVersion(versionOf(raw[1])))
+		}
+		return lerr
+	}
+	if err != nil {
+		return err
+	}
+	s.token, s.at, s.blind, s.asOf = tok, key, false, time.Time{}
+	s.written(next, raw[0])
+	if login && m.opt.MaxSessions > 0 && !m.opt.RefuseMore {
+		if err := m.trim(ctx, next.user, list); err != nil {
+			m.log.Warn("sessile: a user has more sessions than he may have, and the oldest could not be ended", "error", err)
+		}
+	}
+	return nil
+}
+
+// A write is what the library asks of a store.
+type write struct {
+	key  Key
+	rec  *record
+	life time.Duration
+	cond store.Condition
+}
+
+// writeAll does one write or two: a new session, and what lies in the place of the old one then. It answers store.ErrConflict where
+// nothing is done, and may be attempted anew with another key for the new session.
+func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte, err error) {
+	ctx = store.Replicated(ctx)
+	batch := make([]store.Write, len(writes))
+	now := time.Now()
+	for i, w := range writes {
+		data, err := m.ring.encode(w.key, w.rec)
+		if err != nil {
+			return nil, err
+		}
+		raw = append(raw, data)
+		batch[i] = store.Write{Key: w.key.name(m.braces), Record: store.Record{Data: data, Expires: now.Add(w.life)}, Condition: w.cond}
+	}
+	defer func() {
+		for _, w := range batch {
+			m.near.drop(w.Key)
+		}
+	}()
+	err = errors.ErrUnsupported
+	if m.batcher != nil && len(batch) > 1 {
+		err = m.batcher.SaveAll(ctx, batch)
+	}
+	alone := errors.Is(err, errors.ErrUnsupported)
+	for i := 0; alone && i < len(batch); i++ {
+		if err = m.st.Save(ctx, batch[i].Key, batch[i].Record, batch[i].Condition); err != nil {
+			break
+		}
+	}
+	if err == nil || !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
+		if err != nil && alone {
+			m.forget(ctx, batch[0].Key)
+		}
+		return raw, err
+	}
+	// The last of them tells what became of all.
+	last := len(writes) - 1
+	if errors.Is(err, store.ErrUnknown) {
+		_, there, ferr := m.find(ctx, writes[last].key, nil)
+		if ferr == nil && bytes.Equal(there, raw[last]) {
+			if _, first, ferr := m.find(ctx, writes[0].key, nil); ferr == nil && bytes.Equal(first, raw[0]) {
+				return raw, nil
+			}
+		}
+		if ferr != nil {
+			m.forget(ctx, batch[0].Key)
+			return nil, err
+		}
+	}
+	m.forget(ctx, batch[0].Key)
+	return nil, fmt.Errorf("%w: %w", store.ErrConflict, err)
+}
+
+// forget takes a new session away that nobody was told of. If not now, it ends by itself.
+func (m *Manager[T]) forget(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Timeout)
+	defer cancel()
+	_, _ = m.st.Delete(ctx, name, store.Always)
+}
+
+// Renew gives the session a new token: after a change of what its user may do, say. Requests that are under way with the old one, and
+// those that still come with it until the end of Options.Grace, go on in the session and get the new one.
+func (s *Session[T]) Renew(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.gone:
+		return ErrGone
+	case s.rec == nil:
+		return nil
+	case s.w.begun:
+		return ErrLate
+	}
+	if s.raw == nil { // its token is new, and nobody has it
+		return s.save(ctx)
+	}
+	return s.renew(ctx)
+}
+
+// renewable reports whether the token is to be changed now.
+func (s *Session[T]) renewable() bool {
+	return s.m.opt.RenewEvery > 0 && s.rec != nil && s.raw != nil && !s.gone && !s.blind && time.Since(s.rec.since()) >= s.m.opt.RenewEvery
+}
+
+func (s *Session[T]) renew(ctx context.Context) (err error) {
+	defer func(start time.Time) { s.m.saw(ctx, EventRenew, s.at, start, err) }(time.Now())
+	for try := 0; ; try++ {
+		if s.blind {
+			return nil // it has a new one, which is not for everybody
+		}
+		tok, was := s.token, s.rec
+		next := *s.rec
+		next.renewed = time.Now()
+		s.rec = &next
+		err := s.move(ctx, placed{s.at, was, s.raw}, false)
+		if err == nil {
+			return nil
+		}
+		s.rec = was
+		if !errors.Is(err, store.ErrConflict) || try == maxTries || !backOff(ctx, try) {
+			return err
+		}
+		if err := s.load(ctx, nil); err != nil {
+			return err
+		}
+		if s.rec == nil || s.rec.incarnation != was.incarnation {
+			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
+			return ErrGone
+		}
+		if err := s.again(); err != nil {
+			return err
+		}
+		if s.token != tok { // another request has done it
+			return s.save(ctx)
+		}
+	}
+}
+
+// graveLife is how long a session that was destroyed is known to be: longer than a request takes that was under way then.
+const graveLife = 2 * time.Minute
+
+// Logout destroys the session: no request that is under way can bring it back. It is done when it returns, also where the client
+// is gone.
+func (s *Session[T]) Logout(ctx context.Context) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rec != nil && s.raw != nil {
+		defer func(key Key, start time.Time) { s.m.saw(ctx, EventLogout, key, start, err) }(s.at, time.Now())
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
+		defer cancel()
+		if _, err := s.m.end(ctx, placed{s.at, s.rec, s.raw}); err != nil {
+			return fmt.Errorf("sessile: logout: %w", err)
+		}
+	}
+	var none T
+	s.rec, s.raw, s.ops, s.dirty, s.value, s.token = nil, nil, nil, false, none, ""
+	return nil
+}
+
+// maxEnds bounds how often a session is written while it is to be destroyed.
+const maxEnds = 100
+
+// end leaves in the place of a session that it is over, and in that of what it goes on as where it was renewed meanwhile. ended says
+// whether there was one.
+func (m *Manager[T]) end(ctx context.Context, p placed) (ended bool, err error) {
+	ctx = store.Replicated(ctx)
+	for try := 0; ; try++ {
+		if p.rec != nil && p.rec.kind == over {
+			return ended, nil
+		}
+		if p.rec != nil && p.rec.kind == moved {
+			next, ok := decodeSuccessor(p.rec.body)
+			if !ok {
+				return ended, nil
+			}
+			p.key = next.key
+		} else {
+			now := time.Now()
+			grave := &record{kind: over, created: now}
+			if p.rec != nil {
+				grave.incarnation = p.rec.incarnation
+			}
+			_, err := m.write(ctx, p.key, grave, graveLife, store.IfVersion(versionOf(p.raw)))
+			if err == nil {
+				return p.rec != nil, nil
+			}
+			if !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) || try == maxEnds || !backOff(ctx, min(try, 2)) {
+				return false, err
+			}
+			ended = errors.Is(err, store.ErrUnknown) && p.rec != nil // if it is over now
+		}
+		if p.rec, p.raw, err = m.find(ctx, p.key, nil); err != nil {
+			return false, err
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package sessile
+
+import (
+	"context"
+	"encoding/base64"
+	"sync"
+	"time"
+
+	"github.com/sessile/sessile/store"
+)
+
+// A near keeps copies of what was loaded, as long as the store says that they are good, and no longer than life: then a request that
+// only reads asks nobody. A nil one keeps none.
+type near struct {
+	load func(ctx context.Context, name string) (store.Record, error)
+	stop func()
+	life time.Duration
+
+	mu       sync.Mutex // guards what follows
+	now, old map[string]*copied
+}
+
+// A copied record is in the map before it is loaded, so that news of it that come meanwhile are not missed.
+type copied struct {
+	rec   store.Record
+	until time.Time // zero: it is being loaded
+}
+
+// maxCopies bounds each of the two maps.
+const maxCopies = 1 << 14
+
+func newNear(t store.Tracker, life time.Duration) (n *near, err error) {
+	n = &near{life: life, now: map[string]*copied{}}
+	n.load, n.stop, err = t.Track(n.drop)
+	return n, err
+}
+
+// A least is the version that a client knows of, which its cookie says: it is not served an older one. So it reads its own writes,
+// whichever process they went to.
+type least struct {
+	version uint32 // 24 bits
+	known   bool
+}
+
+const leastLen = 4
+
+func (l least) String() string {
+	return base64.RawURLEncoding.EncodeToString([]byte{byte(l.version >> 16), byte(l.version >> 8), byte(l.version)})
+}
+
+func parseLeast(s string) (l least, ok bool) {
+	b, err := strict.DecodeString(s)
+	if err != nil || len(s) != leastLen || len(b) != 3 {
+		return l, false
+	}
+	return least{uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]), true}, true
+}
+
+// met reports whether a record is of that version or a later one. Versions begin anew after 2^24.
+func (l least) met(data []byte) bool {
+	version, ok := versionIn(data)
+	return !l.known || ok && (version-l.version)&0xffffff < 1<<23
+}
+
+// get returns the record under name, which nobody may change.
+func (n *near) get(ctx context.Context, name string, want *least) (store.Record, error) {
+	n.mu.Lock()
+	c := n.now[name]
+	if c == nil {
+		c = n.old[name]
+	}
+	if c != nil && time.Now().Before(c.until) && want.met(c.rec.Data) {
+		n.mu.Unlock()
+		return c.rec, nil
+	}
+	c = new(copied)
+	if len(n.now) >= maxCopies {
+		n.old, n.now = n.now, map[string]*copied{}
+	}
+	n.now[name] = c
+	n.mu.Unlock()
+
+	rec, err := n.load(ctx, name)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.now[name] == c { // no news of it
+		if err == nil {
+			c.rec, c.until = rec, time.Now().Add(n.life)
+		} else {
+			delete(n.now, name)
+		}
+	}
+	return rec, err
+}
+
+// drop forgets the copy of what has changed, and all of them where name is "".
+func (n *near) drop(name string) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if name == "" {
+		n.now, n.old = map[string]*copied{}, nil
+		return
+	}
+	delete(n.now, name)
+	delete(n.old, name)
+}
