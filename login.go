@@ -129,6 +129,7 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 			return err
 		}
 		if err := m.mayBe(ctx, next.user, list, key, old.key); err != nil {
+			_, _ = m.end(ctx, placed{key: key}) // nor does it count as one that is just being made
 			return err
 		}
 		listed <- nil

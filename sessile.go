@@ -53,7 +53,8 @@ type Options struct {
 	// TouchEvery is the least time between two extensions of one session by this process. 0 means a tenth of Idle; negative: at every
 	// request, which costs a round trip each.
 	TouchEvery time.Duration
-	// RenewEvery gives a session that is used a new token when it has had the old one for so long. 0: only Login and Renew do.
+	// RenewEvery gives a session that is used a new token when it has had the old one for so long, no less than Grace. 0: only Login and
+	// Renew do.
 	RenewEvery time.Duration
 	// Grace is how long requests with the old token of a session that was renewed are served. The default is 30 s: a response with the new
 	// one may be lost, and other windows have sent their requests already.
@@ -168,6 +169,8 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 		return nil, fmt.Errorf("sessile: the absolute timeout, %v, is shorter than the idle timeout, %v", opt.Absolute, opt.Idle)
 	case opt.Timeout < 0, opt.Grace < 0, opt.RenewEvery < 0, opt.Near < 0, opt.MaxSessions < 0:
 		return nil, errors.New("sessile: Timeout, Grace, RenewEvery, Near or MaxSessions is negative")
+	case opt.RenewEvery > 0 && opt.RenewEvery < opt.Grace:
+		return nil, fmt.Errorf("sessile: a new token every %v, while the old one is good for %v more", opt.RenewEvery, opt.Grace)
 	case opt.RefuseMore && opt.MaxSessions == 0:
 		return nil, errors.New("sessile: RefuseMore is nothing without MaxSessions")
 	case opt.AcceptPlain && len(opt.Encrypt) == 0:

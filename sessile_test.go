@@ -57,6 +57,11 @@ func newSite(t *testing.T, st store.Store, opt sessile.Options) *site {
 	s := &site{t: t, m: m, mux: http.NewServeMux()}
 	s.srv = httptest.NewServer(m.Handler(s.mux))
 	t.Cleanup(s.srv.Close)
+	s.pages()
+	return s
+}
+
+func (s *site) pages() {
 	s.page("/", func(w http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
 		user, _ := s.User()
 		_, err := fmt.Fprintf(w, "%q %v", user, s.Value().N)
@@ -69,7 +74,13 @@ func newSite(t *testing.T, st store.Store, opt sessile.Options) *site {
 	s.page("/logout", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
 		return s.Logout(r.Context())
 	})
-	return s
+	s.page("/renew", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+		return s.Renew(r.Context())
+	})
+	s.page("/key", func(w http.ResponseWriter, _ *http.Request, s *sessile.Session[data]) error {
+		_, err := io.WriteString(w, string(s.Key()))
+		return err
+	})
 }
 
 func add(d *data) error {
