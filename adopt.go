@@ -69,6 +69,7 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 	}
 	defer func(start time.Time) { s.m.saw(ctx, EventAdopt, s.at, start, err) }(time.Now())
 	was := s.token
+	none := false // the origin has none
 	for try := 0; ; try++ {
 		s.token, s.blind = tokenOf(mac(s.m.opt.Secret, "adopted", id)[:tokenBytes]), false
 		s.at = s.token.key(s.m.secrets[0])
@@ -78,13 +79,17 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 		if s.raw != nil { // made before, perhaps by a request that came at the same time, and perhaps over by now
 			break
 		}
+		if none {
+			s.token = was
+			return nil
+		}
 		old, err := o.Load(ctx, id)
 		if err != nil {
 			return fmt.Errorf("sessile: the session from before: %w", err)
 		}
 		if old == nil || !old.End.IsZero() && !time.Now().Before(old.End) {
-			s.token = was
-			return nil
+			none = true // or not any more: whoever took it has made ours before, so that it is there now
+			continue
 		}
 		err = s.take(ctx, old)
 		if err == nil {
