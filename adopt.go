@@ -71,8 +71,8 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 	was := s.token
 	none := false // the origin has none
 	for try := 0; ; try++ {
-		s.token, s.blind = tokenOf(mac(s.m.opt.Secret, "adopted", id)[:tokenBytes]), false
-		s.at = s.token.key(s.m.secrets[0])
+		s.token, s.blind = s.m.keys[0].adopted(id), false
+		s.at = s.m.keys[0].session(s.token)
 		if err := s.load(ctx, nil); err != nil {
 			return err
 		}

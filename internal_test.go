@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,8 +15,21 @@ func TestTokens(t *testing.T) {
 	if a == b || !a.valid() || !b.valid() {
 		t.Errorf("%q and %q", a, b)
 	}
-	if k := a.key(nil); string(k) == string(a) || k != a.key(nil) || k == a.key([]byte("secret")) || k == b.key(nil) {
+	plain, secret, braced := newKeyer(nil, false), newKeyer([]byte("secret"), false), newKeyer(nil, true)
+	if k := plain.session(a); string(k) == string(a) || k != plain.session(a) || k == secret.session(a) || k == plain.session(b) {
 		t.Errorf("the key of %q is %q", a, k)
+	}
+	next := newToken(a)
+	if x, y := braced.session(a), braced.session(next); x == y || x[:6] != y[:6] || x[0] != '{' || x[5] != '}' {
+		t.Errorf("%s and %s do not lie in one slot", x, y)
+	}
+	for _, k := range []*keyer{plain, braced} {
+		if x := k.session(a); k.of(x.bytes()) != x {
+			t.Errorf("%s comes back as %s", x, k.of(x.bytes()))
+		}
+	}
+	if sealed := a.sealFor(next, plain.session(next)); a.unseal(sealed, plain.session(next)) != next || b.unseal(sealed, plain.session(next)) == next {
+		t.Error("a successor is for who has the token")
 	}
 	for what, bad := range map[string]token{
 		"empty": "", "short": a[1:], "long": a + "A", "a path": "../../../../etc/passwd/../x", "blanks": token(strings.Repeat(" ", tokenLen)),
@@ -95,10 +109,15 @@ func TestEncryption(t *testing.T) {
 }
 
 func FuzzIndex(f *testing.F) {
-	f.Add(encodeIndex([]indexEntry{{newToken("").key(nil), time.Unix(1_800_000_000, 0)}, {newToken("").key(nil), time.Unix(1, 0)}}))
+	f.Add(encodeIndex([]indexEntry{{newKeyer(nil, false).session(newToken("")), time.Unix(1_800_000_000, 0)}, {newKeyer(nil, false).session(newToken("")), time.Unix(1, 0)}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if list, err := decodeIndex(b); err == nil && !bytes.Equal(encodeIndex(list), b) {
-			t.Errorf("%x is read as %v", b, list)
+		k := newKeyer(nil, false)
+		list, err := k.decodeIndex(b)
+		if err != nil {
+			return
+		}
+		if again, err := k.decodeIndex(encodeIndex(list)); err != nil || !slices.Equal(again, list) {
+			t.Errorf("%v comes back as %v, %v", list, again, err)
 		}
 	})
 }

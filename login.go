@@ -99,7 +99,7 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 	}
 	oldToken := s.token
 	tok := newToken(oldToken)
-	key := tok.key(m.secrets[0])
+	key := m.keys[0].session(tok)
 	writes := []write{{key, next, m.life(next), store.IfAbsent}}
 	if old.raw != nil {
 		mark := &record{kind: over, created: time.Now()}
@@ -182,7 +182,7 @@ func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte
 			return nil, err
 		}
 		raw = append(raw, data)
-		batch[i] = store.Write{Key: w.key.name(m.braces), Record: store.Record{Data: data, Expires: now.Add(w.life)}, Condition: w.cond}
+		batch[i] = store.Write{Key: string(w.key), Record: store.Record{Data: data, Expires: now.Add(w.life)}, Condition: w.cond}
 	}
 	defer func() {
 		for _, w := range batch {

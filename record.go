@@ -155,13 +155,14 @@ type successor struct {
 	sealed []byte
 }
 
-const successorKeyLen = tagLen + (keyBytes*8+4)/5
-
-func (n successor) encode() []byte { return append([]byte(n.key), n.sealed...) }
+func (n successor) encode() []byte {
+	return append(append(append([]byte{}, byte(len(n.key))), n.key...), n.sealed...)
+}
 
 func decodeSuccessor(b []byte) (n successor, ok bool) {
-	if len(b) != successorKeyLen && len(b) != successorKeyLen+tokenBytes {
+	if len(b) == 0 || len(b) < 1+int(b[0]) {
 		return n, false
 	}
-	return successor{Key(b[:successorKeyLen]), b[successorKeyLen:]}, true
+	n.key, n.sealed = Key(b[1:1+b[0]]), b[1+b[0]:]
+	return n, len(n.sealed) == 0 || len(n.sealed) == tokenBytes
 }

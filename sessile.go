@@ -136,9 +136,8 @@ type Manager[T any] struct {
 	batcher  store.Batcher // nil where the store is none; so are the next
 	appender store.Appender
 	near     *near
-	braces   bool // keys have a {tag}
 	opt      Options
-	secrets  [][]byte
+	keys     []*keyer // by Secret, and by OldSecrets
 	codecs   [16]Codec
 	origin   *Origin[T]
 	log      *slog.Logger
@@ -195,8 +194,11 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 	}
 	opt.Header = http.CanonicalHeaderKey(opt.Header)
 	m := &Manager[T]{st: st, opt: opt, log: opt.Logger, touched: touches{every: opt.TouchEvery}}
-	m.secrets = append([][]byte{opt.Secret}, opt.OldSecrets...)
-	m.batcher, m.braces = st.(store.Batcher)
+	var batches bool
+	m.batcher, batches = st.(store.Batcher)
+	for _, secret := range append([][]byte{opt.Secret}, opt.OldSecrets...) {
+		m.keys = append(m.keys, newKeyer(secret, batches))
+	}
 	m.appender, _ = st.(store.Appender)
 	for _, c := range append([]Codec{opt.Codec}, opt.Codecs...) {
 		id := c.ID()
@@ -272,8 +274,8 @@ func (m *Manager[T]) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	if !ok {
 		m.saw(r.Context(), EventRefused, "", time.Time{}, nil)
 	}
-	s.w = &writer{ResponseWriter: w, session: s}
-	next.ServeHTTP(s.w, r.WithContext(context.WithValue(r.Context(), contextKey[T]{m}, s)))
+	s.w = writer{ResponseWriter: w, session: s}
+	next.ServeHTTP(&s.w, r.WithContext(context.WithValue(r.Context(), contextKey[T]{m}, s)))
 	s.w.begin()
 	s.atEnd(r.Context())
 }

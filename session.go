@@ -20,7 +20,7 @@ type Session[T any] struct {
 	byHeader bool          // the token comes and goes in Options.Header, not in a cookie
 
 	mu      sync.Mutex // guards what follows; held across calls of the store: operations of one request come one after the other
-	w       *writer
+	w       writer
 	token   token // what the client has, or is to have; "": none
 	at      Key   // where the session lies, which is not where token says for who may not know its new token
 	blind   bool  // it is not
@@ -79,8 +79,8 @@ func backOff(ctx context.Context, try int) bool {
 // enter finds the session that the token names.
 func (s *Session[T]) enter(ctx context.Context) error {
 	came := s.token
-	for _, secret := range s.m.secrets {
-		s.token, s.at, s.blind = came, came.key(secret), false
+	for _, keys := range s.m.keys {
+		s.token, s.at, s.blind = came, keys.session(came), false
 		if err := s.load(ctx, &s.least); s.raw != nil || err != nil {
 			return err
 		}
@@ -116,13 +116,15 @@ func (s *Session[T]) load(ctx context.Context, want *least) error {
 		s.gone = true
 		return nil
 	}
-	var v T
-	if err := s.m.decode(rec, &v); err != nil {
+	var none T
+	s.value = none
+	if err := s.m.decode(rec, &s.value); err != nil {
+		s.value = none
 		s.m.log.Warn("sessile: a session cannot be decoded, and counts as none", "error", err)
 		s.m.saw(ctx, EventUndecodable, s.at, time.Time{}, err)
 		return nil
 	}
-	s.rec, s.value = rec, v
+	s.rec = rec
 	return nil
 }
 
@@ -130,10 +132,10 @@ func (s *Session[T]) load(ctx context.Context, want *least) error {
 // what lies there, nil for nothing.
 func (m *Manager[T]) find(ctx context.Context, key Key, want *least) (rec *record, raw []byte, err error) {
 	var got store.Record
-	if name := key.name(m.braces); want != nil && m.near != nil {
-		got, err = m.near.get(ctx, name, want)
+	if want != nil && m.near != nil {
+		got, err = m.near.get(ctx, string(key), want)
 	} else {
-		got, err = m.st.Load(ctx, name)
+		got, err = m.st.Load(ctx, string(key))
 	}
 	switch {
 	case errors.Is(err, store.ErrAbsent):
@@ -264,7 +266,7 @@ func (s *Session[T]) make() {
 		s.rec.end = now.Add(s.m.opt.Absolute)
 	}
 	s.token, s.raw, s.dirty = newToken(""), nil, true // never one that came with the request: nobody chooses another's id
-	s.at, s.blind = s.token.key(s.m.secrets[0]), false
+	s.at, s.blind = s.m.keys[0].session(s.token), false
 }
 
 // life is how long a session may last from now on, if nobody uses it.
@@ -303,9 +305,8 @@ func (m *Manager[T]) write(ctx context.Context, key Key, rec *record, life time.
 	if raw, err = m.ring.encode(key, rec); err != nil {
 		return nil, err
 	}
-	name := key.name(m.braces)
-	err = m.st.Save(ctx, name, store.Record{Data: raw, Expires: time.Now().Add(life)}, cond)
-	m.near.drop(name)
+	err = m.st.Save(ctx, string(key), store.Record{Data: raw, Expires: time.Now().Add(life)}, cond)
+	m.near.drop(string(key))
 	return raw, err
 }
 
@@ -316,8 +317,13 @@ func (s *Session[T]) Save(ctx context.Context) error {
 	return s.save(ctx)
 }
 
+// changed reports whether there is something to save.
+func (s *Session[T]) changed() bool {
+	return s.rec != nil && !s.gone && (len(s.ops) > 0 || s.dirty)
+}
+
 func (s *Session[T]) save(ctx context.Context) (err error) {
-	if s.gone || s.rec == nil || len(s.ops) == 0 && !s.dirty {
+	if !s.changed() {
 		return nil
 	}
 	kind := EventSave
@@ -373,9 +379,13 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 	if !s.opened {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
-	defer cancel()
-	err := s.save(ctx)
+	var err error
+	if s.changed() || s.renewable() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
+		defer cancel()
+		err = s.save(ctx)
+	}
 	if err == nil && s.renewable() {
 		if rerr := s.renew(ctx); errors.Is(rerr, ErrGone) {
 			err = rerr
@@ -429,9 +439,9 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 	if !s.opened || s.rec == nil || s.gone || s.w.drop {
 		return
 	}
-	late, now := len(s.ops) > 0 || s.dirty, time.Now()
+	now := time.Now()
 	touch := s.m.touched.due(s.at, now)
-	if !late && !touch {
+	if !touch && !s.changed() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
@@ -443,7 +453,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 	if !touch {
 		return
 	}
-	err := s.m.st.Touch(ctx, s.at.name(s.m.braces), now.Add(s.m.life(s.rec)))
+	err := s.m.st.Touch(ctx, string(s.at), now.Add(s.m.life(s.rec)))
 	if errors.Is(err, store.ErrAbsent) {
 		err = nil
 	}

@@ -99,8 +99,8 @@ func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, this
 
 // sessionsOf returns what lies under the keys in the user's list, in its order.
 func (m *Manager[T]) sessionsOf(ctx context.Context, user string) (all []placed, err error) {
-	for _, secret := range m.secrets {
-		x, err := m.index(ctx, digest(secret, "user", user))
+	for _, keys := range m.keys {
+		x, err := m.index(ctx, keys.user(user))
 		if err != nil {
 			return nil, err
 		}
@@ -117,7 +117,7 @@ func (m *Manager[T]) sessionsOf(ctx context.Context, user string) (all []placed,
 func (m *Manager[T]) findAll(ctx context.Context, entries []indexEntry) ([]placed, error) {
 	all, names := make([]placed, len(entries)), make([]string, len(entries))
 	for i, e := range entries {
-		all[i].key, names[i] = e.key, e.key.name(m.braces)
+		all[i].key, names[i] = e.key, string(e.key)
 	}
 	if bulk, ok := m.st.(store.BulkReader); ok && len(all) > 1 {
 		if got, err := bulk.InspectAll(ctx, names); err == nil {
@@ -180,7 +180,7 @@ func (m *Manager[T]) index(ctx context.Context, key Key) (*userIndex, error) {
 }
 
 func (m *Manager[T]) readIndex(ctx context.Context, key Key, got store.Record) *userIndex {
-	entries, err := decodeIndex(got.Data)
+	entries, err := m.keys[0].decodeIndex(got.Data)
 	if err != nil {
 		m.log.Error("sessile: the list of a user's sessions cannot be read, and counts as empty", "error", err)
 		m.saw(ctx, EventUndecodable, key, time.Time{}, err)
@@ -190,13 +190,12 @@ func (m *Manager[T]) readIndex(ctx context.Context, key Key, got store.Record) *
 
 var errIndex = errors.New("sessile: not a list of sessions of this version")
 
-func decodeIndex(b []byte) (list []indexEntry, err error) {
+func (k *keyer) decodeIndex(b []byte) (list []indexEntry, err error) {
 	for e := range slices.Chunk(b, entrySize) {
 		if len(e) != entrySize || e[0] != indexFormat {
 			return nil, errIndex
 		}
-		key, entered := e[1:1+tagBytes+keyBytes], timeOf(e[1+tagBytes+keyBytes:])
-		one := indexEntry{Key(letters.EncodeToString(key[:tagBytes]) + letters.EncodeToString(key[tagBytes:])), entered}
+		one := indexEntry{k.of(e[1 : 1+tagBytes+keyBytes]), timeOf(e[1+tagBytes+keyBytes:])}
 		if !slices.ContainsFunc(list, func(o indexEntry) bool { return o.key == one.key }) {
 			list = append(list, one)
 		}
@@ -205,12 +204,7 @@ func decodeIndex(b []byte) (list []indexEntry, err error) {
 }
 
 func (e indexEntry) append(b []byte) []byte {
-	b = append(b, indexFormat)
-	for _, part := range []Key{e.key[:tagLen], e.key[tagLen:]} {
-		bytes, _ := letters.DecodeString(string(part)) // of our own making
-		b = append(b, bytes...)
-	}
-	return appendTime(b, e.entered)
+	return appendTime(append(append(b, indexFormat), e.key.bytes()...), e.entered)
 }
 
 func encodeIndex(list []indexEntry) []byte {
@@ -223,7 +217,7 @@ func encodeIndex(list []indexEntry) []byte {
 
 // enlist notes that the session under key is about to be user's, and returns his list up to it.
 func (m *Manager[T]) enlist(ctx context.Context, user string, key Key, now time.Time) ([]indexEntry, error) {
-	mine, at := indexEntry{key, now}, digest(m.secrets[0], "user", user)
+	mine, at := indexEntry{key, now}, m.keys[0].user(user)
 	for try := 0; ; try++ {
 		x, err := m.enter(ctx, at, mine)
 		if err == nil {

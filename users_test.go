@@ -15,7 +15,7 @@ func TestTheSessionsOfAUser(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t, st, sessile.Options{})
 			var mine sessile.Key
-			s.page("/key", func(_ http.ResponseWriter, _ *http.Request, s *sessile.Session[data]) error {
+			s.page("/mine", func(_ http.ResponseWriter, _ *http.Request, s *sessile.Session[data]) error {
 				mine = s.Key()
 				return nil
 			})
@@ -24,7 +24,7 @@ func TestTheSessionsOfAUser(t *testing.T) {
 				b.want("/login", "")
 			}
 			gone.want("/logout", "")
-			desk.want("/key", "")
+			desk.want("/mine", "")
 			list := func(want int) []sessile.Info[data] {
 				t.Helper()
 				all, err := s.m.Sessions(t.Context(), "alice")
