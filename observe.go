@@ -2,6 +2,7 @@ package sessile
 
 import (
 	"context"
+	"log/slog"
 	"time"
 )
 
@@ -46,4 +47,32 @@ func (m *Manager[T]) saw(ctx context.Context, kind EventKind, key Key, start tim
 		e.Duration = time.Since(start)
 	}
 	m.opt.Observe(ctx, e)
+}
+
+// Log returns an Options.Observe that writes a line to l for each event: operations at slog.LevelDebug, those that have failed and what
+// concerns security (a login, a logout, a token that is none) at slog.LevelInfo. A session is named by its key, of which no cookie can be made.
+func Log(l *slog.Logger) func(ctx context.Context, e Event) {
+	return func(ctx context.Context, e Event) {
+		level := slog.LevelInfo
+		switch e.Kind {
+		case EventLoad, EventCreate, EventSave, EventTouch, EventConflict:
+			if e.Err == nil {
+				level = slog.LevelDebug
+			}
+		}
+		if !l.Enabled(ctx, level) {
+			return
+		}
+		attrs := []slog.Attr{slog.String("event", string(e.Kind))}
+		if e.Key != "" {
+			attrs = append(attrs, slog.String("session", string(e.Key)))
+		}
+		if e.Duration > 0 {
+			attrs = append(attrs, slog.Duration("took", e.Duration))
+		}
+		if e.Err != nil {
+			attrs = append(attrs, slog.Any("error", e.Err))
+		}
+		l.LogAttrs(ctx, level, "session", attrs...)
+	}
 }
