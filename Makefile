@@ -10,7 +10,10 @@ FUZZTIME ?= 60s
 
 GOTEST = go test $(RACE) $(TESTFLAGS)
 
-.PHONY: help demo test setup lint vet fmt staticcheck bench fuzz soak faults cover clean
+# Modules of their own, so that who uses the library does not get what they need. Each is checked and tested as this one is.
+MODULES = $(patsubst %/go.mod,%,$(wildcard adapters/*/go.mod examples/*/go.mod))
+
+.PHONY: help demo test modules setup lint vet fmt staticcheck bench fuzz soak faults cover clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,12 +26,20 @@ test: setup lint ## all checks and tests; says at the end what was skipped for w
 	@failed= && skips=$$(mktemp) && trap 'rm -f "$$skips"' EXIT && \
 	echo '$(GOTEST) -shuffle=on -timeout 40m $(PKGS)' && \
 	{ SESSILE_SKIPS=$$skips $(GOTEST) -shuffle=on -timeout 40m $(PKGS) || failed=1; } && \
+	{ SESSILE_SKIPS=$$skips $(MAKE) -s modules || failed=1; } && \
 	if [ -s "$$skips" ]; then \
 		echo; echo 'Skipped, since it is not on this machine (scripts/setup.sh installs it):'; \
 		sort -u "$$skips" | awk -F '\t' '{ tests[$$1]++; if (!seen[$$1, $$2]++) where[$$1] = where[$$1] " " $$2 } \
 			END { for (want in tests) printf "  %s: %d tests of%s\n", want, tests[want], where[want] }' | sort; \
 	fi && \
 	[ -z "$$failed" ]
+
+modules: ## checks and tests of adapters and of the examples that are modules of their own
+	@failed=; for dir in $(MODULES); do \
+		echo "$$dir"; \
+		( cd $$dir && go vet ./... && unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] && $(GOTEST) -shuffle=on -timeout 20m ./... && \
+			{ [ ! -x $(CURDIR)/.bin/staticcheck ] || $(CURDIR)/.bin/staticcheck ./...; } ) || failed=1; \
+	done; [ -z "$$failed" ]
 
 setup: ## install the servers that the tests need (Debian, as root)
 	@scripts/setup.sh

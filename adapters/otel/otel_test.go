@@ -16,7 +16,7 @@ import (
 func Test(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
-	sessions, err := sessile.New[int](memory.New(memory.Options{}), sessile.Options{Observe: sessileotel.Observe(provider, otel.WithKeys()), Cookie: sessile.Cookie{Insecure: true}})
+	sessions, err := sessile.New[int](memory.New(memory.Options{}), sessile.Options{Observe: sessileotel.Observe(provider, sessileotel.WithKeys()), Cookie: sessile.Cookie{Insecure: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
