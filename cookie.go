@@ -2,6 +2,8 @@ package sessile
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,7 +23,8 @@ type Cookie struct {
 	SameSite http.SameSite
 	// Insecure sends the cookie over plain HTTP, too: for tests.
 	Insecure bool
-	// Persistent keeps it when the browser ends, for as long as the session may last.
+	// Persistent keeps it when the browser ends, for as long as the session may last, but no longer than 400 days, which is what browsers allow
+	// (RFC 6265bis).
 	Persistent bool
 	// Partitioned gives each site that embeds this one a cookie of its own (CHIPS, which is not in RFC 6265bis).
 	Partitioned bool
@@ -48,6 +51,8 @@ func (c *Cookie) complete() error {
 		return errors.New("sessile: a cookie called __Secure- is for HTTPS only: browsers refuse it")
 	case c.SameSite == http.SameSiteNoneMode && c.Insecure:
 		return errors.New("sessile: SameSite=None is for HTTPS only: browsers refuse it")
+	case c.Domain != "" && (net.ParseIP(c.Domain) != nil || !strings.Contains(strings.Trim(c.Domain, "."), ".")):
+		return fmt.Errorf("sessile: %s is no domain that a cookie may be for: browsers refuse it", c.Domain)
 	case c.Partitioned && c.Insecure:
 		return errors.New("sessile: Partitioned is for HTTPS only: browsers refuse it")
 	}
@@ -71,9 +76,11 @@ func (c *Cookie) made(value string, life time.Duration) *http.Cookie {
 		SameSite: c.SameSite, Partitioned: c.Partitioned, MaxAge: int(life / time.Second)}
 }
 
+const maxAge = 400 * 24 * time.Hour
+
 // set sets the cookie in a response, or its end where value is "". life is that of one that stays.
 func (c *Cookie) set(h http.Header, value string, life time.Duration) {
-	if !c.Persistent {
+	if life = min(life, maxAge); !c.Persistent {
 		life = 0
 	}
 	cookie := c.made(value, life)

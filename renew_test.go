@@ -470,6 +470,9 @@ func TestChangesOfTheSetUp(t *testing.T) {
 			a.want("/", `"" 0`)
 		})
 	}
+	if _, err := sessile.New[struct{ C chan int }](memory.New(memory.Options{}), sessile.Options{}); err == nil {
+		t.Error("values that JSON cannot write are taken")
+	}
 	for name, opt := range map[string]sessile.Options{
 		"two codecs of one ID": {Codec: upper{}, Codecs: []sessile.Codec{upper{}}}, "AcceptPlain alone": {AcceptPlain: true}, "RefuseMore alone": {RefuseMore: true},
 		"a grace before its time": {Grace: -1}, "copies of what does not tell": {Near: time.Second},

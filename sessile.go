@@ -214,6 +214,9 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 	if m.ring, err = newRing(opt.Encrypt); err != nil {
 		return nil, err
 	}
+	if _, err := opt.Codec.Marshal(*new(T)); err != nil { // a channel, a function: better now than at the end of a request
+		return nil, fmt.Errorf("sessile: the codec cannot write values of this type: %w", err)
+	}
 	if opt.Near > 0 {
 		t, ok := st.(store.Tracker)
 		if !ok {
