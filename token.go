@@ -40,20 +40,27 @@ const (
 // A keyer makes keys, with what a site has set up.
 type keyer struct {
 	braces bool
-	hashes sync.Pool // of hash.Hash: to make one costs more than to use it
+	hashes sync.Pool // of *hasher: to make one costs more than to use it
+}
+
+type hasher struct {
+	hash.Hash
+	in  []byte
+	sum [sha256.Size]byte
 }
 
 func newKeyer(secret []byte, braces bool) *keyer {
-	return &keyer{braces: braces, hashes: sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+	return &keyer{braces: braces, hashes: sync.Pool{New: func() any { return &hasher{Hash: hmac.New(sha256.New, secret)} }}}
 }
 
 // mac is a keyed hash of what is hashed and of the thing itself.
 func (k *keyer) mac(what, of string) (sum [sha256.Size]byte) {
-	h := k.hashes.Get().(hash.Hash)
+	h := k.hashes.Get().(*hasher)
 	h.Reset()
-	var b [128]byte
-	h.Write(append(append(append(b[:0], what...), 0), of...))
-	h.Sum(sum[:0])
+	h.in = append(append(append(h.in[:0], what...), 0), of...)
+	h.Write(h.in)
+	h.Sum(h.sum[:0])
+	sum = h.sum
 	k.hashes.Put(h)
 	return sum
 }
