@@ -20,7 +20,7 @@ type Origin[T any] struct {
 	Load func(ctx context.Context, id string) (*Adopted[T], error)
 	// Delete ends the old session. It is called when ours is saved, and again where that is not sure; to delete nothing is no error.
 	Delete func(ctx context.Context, id string) error
-	// Cookie is the old one, which is removed from the browser: its name, path and domain.
+	// Cookie is the old one, which is removed from the browser: its name, path and domain, and whether it is Secure or Partitioned.
 	Cookie http.Cookie
 }
 
@@ -53,7 +53,7 @@ func (o *Origin[T]) drop(h http.Header) {
 	if o.Cookie.Name == "" {
 		return
 	}
-	gone := http.Cookie{Name: o.Cookie.Name, Path: o.Cookie.Path, Domain: o.Cookie.Domain, Secure: o.Cookie.Secure, HttpOnly: true, MaxAge: -1}
+	gone := http.Cookie{Name: o.Cookie.Name, Path: o.Cookie.Path, Domain: o.Cookie.Domain, Secure: o.Cookie.Secure, Partitioned: o.Cookie.Partitioned, HttpOnly: true, MaxAge: -1}
 	if gone.Path == "" {
 		gone.Path = "/"
 	}
