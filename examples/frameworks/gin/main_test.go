@@ -1,0 +1,9 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/sessile/sessile/examples/frameworks/scenario"
+)
+
+func TestShop(t *testing.T) { scenario.Run(t, newShop) }
