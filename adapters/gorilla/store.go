@@ -58,7 +58,8 @@ type Options struct {
 	Serializer Serializer
 	// Codecs are those that boj/redistore had (securecookie.CodecsFromPairs of the same keys): its cookies go on to be good, and it
 	// understands those that are set from now on. Where there are some, st has to be opened with its prefix ("session_"), ids are
-	// of its form, and lie in the store as they are.
+	// of its form, and lie in the store as they are. Processes that still use boj/redistore may run beside it, and save as they always
+	// did: over what others have saved, and what they have destroyed.
 	//
 	// The default is none: a cookie is 160 random bits, and what is signed or encrypted about them makes them no harder to guess.
 	// They lie in the store under a digest, so that no cookie can be made of what is seen there.
