@@ -7,7 +7,6 @@ import (
 	"net/http/httptest"
 
 	"github.com/gorilla/securecookie"
-	"github.com/gorilla/sessions"
 
 	"github.com/sessile/sessile"
 	"github.com/sessile/sessile/adapters/gorilla"
@@ -53,12 +52,15 @@ func Example() {
 // prefix of boj/redistore.
 func ExampleOptions() {
 	st := memory.New(memory.Options{}) // open.Store(ctx, u, open.Options{Prefix: "session_"})
-	var g sessions.Store
 	g, err := gorilla.New(st, gorilla.Options{
 		Codecs: securecookie.CodecsFromPairs([]byte("the key that boj/redistore had")),
 		Merge:  gorilla.MergeKeys,
 	})
-	fmt.Println(g != nil, err)
+	if err != nil {
+		panic(err)
+	}
+	session, err := g.Get(httptest.NewRequest("GET", "/", nil), "session")
+	fmt.Println(session.IsNew, err)
 	// Output: true <nil>
 }
 
