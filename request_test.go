@@ -239,3 +239,36 @@ func TestStreaming(t *testing.T) {
 		next <- true
 	}
 }
+
+// A handler that streams where its session cannot be saved hears of it, and its client is answered at once.
+func TestAStreamWithoutASession(t *testing.T) {
+	st := &broken{Store: memory.New(memory.Options{})}
+	s := newSite(t, st, sessile.Options{})
+	left := make(chan error, 1)
+	s.page("/stream", func(w http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+		if err := s.Update(add); err != nil {
+			return err
+		}
+		st.err.Store(&errAway)
+		err := http.NewResponseController(w).Flush()
+		left <- err
+		<-r.Context().Done() // it runs on
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", s.srv.URL+"/stream", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable || len(resp.Cookies()) > 0 {
+		t.Errorf("%s, %v", resp.Status, resp.Cookies())
+	}
+	if err := <-left; err == nil {
+		t.Error("Flush says that all is well")
+	}
+}

@@ -72,15 +72,26 @@ func (w *writer) Flush() { _ = w.FlushError() }
 
 func (w *writer) FlushError() error {
 	w.begin()
-	if w.drop {
-		return nil
+	err := http.NewResponseController(w.ResponseWriter).Flush()
+	if w.drop { // who streams can stop: its client has another answer
+		return errNotSaved
 	}
-	return http.NewResponseController(w.ResponseWriter).Flush()
+	return err
 }
+
+// CloseNotify is what gin's streams ask for; net/http has had Request.Context in its place since Go 1.7.
+func (w *writer) CloseNotify() <-chan bool {
+	if n, ok := w.ResponseWriter.(interface{ CloseNotify() <-chan bool }); ok {
+		return n.CloseNotify()
+	}
+	return nil
+}
+
+var errNotSaved = errors.New("sessile: the session could not be saved, and the request was answered so")
 
 func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.begin(); w.drop {
-		return nil, nil, errors.New("sessile: the session could not be saved, and the request was answered so")
+		return nil, nil, errNotSaved
 	}
 	return http.NewResponseController(w.ResponseWriter).Hijack()
 }
