@@ -188,6 +188,7 @@ type silent struct{}
 func (silent) Printf(context.Context, string, ...any) {}
 
 func TestMain(m *testing.M) {
+	serveSite()
 	goredis.SetLogger(silent{})
 	m.Run()
 }

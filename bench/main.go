@@ -34,7 +34,8 @@ type run struct {
 }
 
 func main() {
-	only := flag.String("only", "", "gateway, failover, php, page, backfill, sql or memcached (default all)")
+	serveSite()
+	only := flag.String("only", "", "gateway, failover, php, page, backfill, sql, memcached or library (default all)")
 	rounds := flag.Int("rounds", 3, "how often every row is run")
 	short := flag.Bool("short", false, "a tenth of the work: does it run at all?")
 	flag.Parse()
@@ -51,13 +52,13 @@ func (r *run) all(only string) (err error) {
 	parts := []struct {
 		name string
 		run  func() error
-	}{{"gateway", r.gateway}, {"failover", r.failover}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}, {"sql", r.sql}, {"memcached", r.memcached}}
+	}{{"gateway", r.gateway}, {"failover", r.failover}, {"php", r.php}, {"page", r.page}, {"backfill", r.backfill}, {"sql", r.sql}, {"memcached", r.memcached}, {"library", r.library}}
 	known := only == ""
 	for _, part := range parts {
 		known = known || part.name == only
 	}
 	if !known || r.rounds < 1 {
-		return errors.New("-only takes gateway, failover, php, page, backfill, sql or memcached; -rounds a number above 0")
+		return errors.New("-only takes gateway, failover, php, page, backfill, sql, memcached or library; -rounds a number above 0")
 	}
 	if r.dir, err = os.MkdirTemp("", "sessile-bench-"); err != nil {
 		return err
