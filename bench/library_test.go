@@ -1,13 +1,14 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sessile/sessile/internal/testserver"
 )
 
-// known are the probes in which we do not do what the others are blamed for not doing either, and what we do.
+// known are the probes in which we do what the others are blamed for, and what that is.
 var known = map[string]string{
 	// Of two cookies that differ none counts: which is one's own can only be known by asking the store for both, and who put the
 	// other one there may have a session of their own behind it.
@@ -56,5 +57,23 @@ func TestLibraryProbesFind(t *testing.T) {
 			}
 			t.Errorf("it finds nothing: %q", said)
 		})
+	}
+}
+
+// TestLibraryCosts holds us to what the table in docs/library-performance.md says that operations cost.
+func TestLibraryCosts(t *testing.T) {
+	r := &run{ctx: t.Context(), began: time.Now(), dir: t.TempDir(), rounds: 1}
+	defer r.stopAll()
+	redis := &server{addr: testserver.Redis(t).Addr}
+	most := map[string]string{"read": "1: GET", "change": "2: ", "login": "3: ", "logout": "2: ", "no cookie": "0"}
+	for _, o := range operations {
+		got, err := r.count(libraryNamed("Sessile"), redis, o)
+		if err != nil || !strings.HasPrefix(got, most[o.name]) {
+			t.Errorf("%s: got %q, %v, want %q", o.name, got, err, most[o.name])
+		}
+	}
+	got, err := r.count(libraryNamed("scs, goredisstore, IdleTimeout"), redis, operations[0])
+	if err != nil || got != "2: GET SET" { // so that we know that they are counted
+		t.Errorf("scs: got %q, %v", got, err)
 	}
 }

@@ -56,9 +56,10 @@ var libraries = []*library{
 	{name: "gorilla, rbcervilla", cookie: "session", prefix: "session:", load: true, probed: true, noEnd: true, serve: gorillaSite(rbcStore, false)},
 	{name: "gorilla, rbcervilla, sliding", cookie: "session", prefix: "session:", load: true, noEnd: true, serve: gorillaSite(rbcStore, true)},
 	{name: "Fiber v3", cookie: "session_id", load: true, probed: true, notHTTP: true, serve: fiberSite},
-	{name: "Sessile", cookie: ourCookie, load: true, probed: true, serve: ourSite(sessile.Options{})},
-	{name: "Sessile, AES", cookie: ourCookie, load: true, serve: ourSite(sessile.Options{Encrypt: [][]byte{make([]byte, 32)}})},
-	{name: "Sessile, extended at each request", cookie: ourCookie, serve: ourSite(sessile.Options{TouchEvery: -1})},
+	{name: "Sessile", cookie: ourCookie, load: true, probed: true, serve: ourSite(sessile.Options{}, "")},
+	{name: "Sessile, AES", cookie: ourCookie, load: true, serve: ourSite(sessile.Options{Encrypt: [][]byte{make([]byte, 32)}}, "")},
+	// {name: "Sessile, near", cookie: ourCookie, load: true, probed: true, serve: ourSite(sessile.Options{Near: time.Second}, "track=yes")},
+	{name: "Sessile, extended at each request", cookie: ourCookie, serve: ourSite(sessile.Options{TouchEvery: -1}, "")},
 }
 
 func libraryNamed(name string) *library {
@@ -341,9 +342,10 @@ func (c *content) number(key string) *int64 {
 	return &c.Visits
 }
 
-func ourSite(opt sessile.Options) func(c siteSetup) error {
+// ourSite takes the parameters of the store's URL.
+func ourSite(opt sessile.Options, parameters string) func(c siteSetup) error {
 	return func(c siteSetup) error {
-		st, err := redis.Open(context.Background(), &url.URL{Scheme: "redis", Host: c.Redis})
+		st, err := redis.Open(context.Background(), &url.URL{Scheme: "redis", Host: c.Redis, RawQuery: parameters})
 		if err != nil {
 			return err
 		}
