@@ -62,7 +62,7 @@ staticcheck:
 		echo 'staticcheck cannot be had'; [ "$${CI:-false}" = false ]; \
 	fi
 
-# A module of its own; docs/performance.md says what it measures. BENCHFLAGS: -only gateway|failover|php|page|backfill|sql|memcached, -rounds, -short.
+# A module of its own; docs/performance.md and docs/library-performance.md say what it measures. BENCHFLAGS: -only gateway|failover|php|page|backfill|sql|memcached|library, -rounds, -short.
 # Benchmarks of single packages: go test -run '^$$' -bench . ./store/redis
 bench: ## Sessile side by side with what one would use instead; about twenty minutes
 	cd bench && go run . $(BENCHFLAGS)
