@@ -33,12 +33,13 @@ type Session[T any] struct {
 	asOf    time.Time        // when the user logged in as far as this request may know; zero: as the record says
 	ops     []func(*T) error // that are not saved
 	dirty   bool             // something besides ops is not saved
+	saved   bool             // by this request, which has extended it
 	gone    bool             // destroyed, by another request
 	dropOld bool             // the cookie of the Origin has done its work
 }
 
 const (
-	maxTries = 10
+	maxTries = 30 // of a save that others get ahead of; Options.Timeout bounds it, too
 	maxHops  = 8 // a session that is renewed more often than that within a grace is over for who has the oldest token
 )
 
@@ -296,7 +297,7 @@ func (s *Session[T]) next() (*record, error) {
 // written notes that next lies in the store, as raw.
 func (s *Session[T]) written(next *record, raw []byte) {
 	s.rec, s.raw = next, raw
-	s.ops, s.dirty = nil, false
+	s.ops, s.dirty, s.saved = nil, false, true
 	s.m.touched.note(s.at, time.Now())
 }
 
@@ -440,7 +441,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 		return
 	}
 	now := time.Now()
-	touch := s.m.touched.due(s.at, now)
+	touch := !s.saved && s.m.touched.due(s.at, now)
 	if !touch && !s.changed() {
 		return
 	}
