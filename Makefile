@@ -34,12 +34,14 @@ test: setup lint ## all checks and tests; says at the end what was skipped for w
 	fi && \
 	[ -z "$$failed" ]
 
-modules: ## checks and tests of adapters and of the examples that are modules of their own
+modules: ## checks and tests of adapters and examples that are modules of their own, and of the library beside others
 	@failed=; for dir in $(MODULES); do \
 		echo "$$dir"; \
 		( cd $$dir && go vet ./... && unformatted=$$(gofmt -l .) && [ -z "$$unformatted" ] && $(GOTEST) -shuffle=on -timeout 20m ./... && \
 			{ [ ! -x $(CURDIR)/.bin/staticcheck ] || $(CURDIR)/.bin/staticcheck ./...; } ) || failed=1; \
-	done; [ -z "$$failed" ]
+	done; \
+	echo 'bench: the library beside others'; (cd bench && go vet ./... && $(GOTEST) -run Library .) || failed=1; \
+	[ -z "$$failed" ]
 
 setup: ## install the servers that the tests need (Debian, as root)
 	@scripts/setup.sh

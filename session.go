@@ -40,7 +40,7 @@ type Session[T any] struct {
 
 const (
 	maxTries = 30 // of a save that others get ahead of; Options.Timeout bounds it, too
-	maxHops  = 8 // a session that is renewed more often than that within a grace is over for who has the oldest token
+	maxHops  = 8  // a session that is renewed more often than that within a grace is over for who has the oldest token
 )
 
 // open loads the session, once. Callers do not hold mu.
@@ -441,7 +441,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 		return
 	}
 	now := time.Now()
-	touch := !s.saved && s.m.touched.due(s.at, now)
+	touch := s.m.touched.due(s.at, now) && !(s.saved && s.m.opt.TouchEvery < 0)
 	if !touch && !s.changed() {
 		return
 	}
