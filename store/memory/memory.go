@@ -39,6 +39,7 @@ type Store struct {
 	workflows  map[string]*workflow
 	instance   string
 	generation uint64
+	trackers   map[*func(key string)]struct{}
 }
 
 type held struct {
@@ -47,13 +48,14 @@ type held struct {
 }
 
 var (
-	_ store.Origin = (*Store)(nil)
-	_ store.Target = (*Store)(nil)
+	_ store.Origin  = (*Store)(nil)
+	_ store.Target  = (*Store)(nil)
+	_ store.Tracker = (*Store)(nil)
 )
 
 // New returns an empty store.
 func New(opt Options) *Store {
-	s := &Store{opt: opt, lockFree: make(chan struct{}), generation: 1}
+	s := &Store{opt: opt, lockFree: make(chan struct{}), generation: 1, trackers: map[*func(string)]struct{}{}}
 	s.clear()
 	return s
 }
@@ -64,6 +66,26 @@ func (s *Store) clear() {
 	s.mark = store.Mark{}
 	s.workflows = map[string]*workflow{}
 	s.instance = rand.Text()
+	s.tell("")
+}
+
+// tell says that the record under key has changed, "" that all may have. Callers hold mu: no load comes between a change and its news.
+func (s *Store) tell(key string) {
+	for changed := range s.trackers {
+		(*changed)(key)
+	}
+}
+
+// Track implements store.Tracker; load is Load. stop waits for a call of changed that is under way.
+func (s *Store) Track(changed func(key string)) (load func(ctx context.Context, key string) (store.Record, error), stop func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trackers[&changed] = struct{}{}
+	return s.Load, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.trackers, &changed)
+	}, nil
 }
 
 // Capabilities implements store.Store.
@@ -102,12 +124,21 @@ func (s *Store) get(key string, now time.Time) *store.Record {
 // put stores rec, or removes the key where rec is nil or overdue. Callers hold mu.
 func (s *Store) put(key string, rec *store.Record, now time.Time) {
 	if rec == nil || !s.opt.LazyExpiry && !rec.Expires.After(now) {
-		delete(s.records, key)
+		s.remove(key)
 		return
 	}
 	kept := *rec
 	kept.Data = slices.Clone(rec.Data)
 	s.records[key] = kept
+	s.tell(key)
+}
+
+// remove forgets what is under key. Callers hold mu.
+func (s *Store) remove(key string) {
+	if _, ok := s.records[key]; ok {
+		delete(s.records, key)
+		s.tell(key)
+	}
 }
 
 // do runs f under the lock unless ctx is over: the whole store is one step, so an operation happens or does not.
@@ -201,7 +232,7 @@ func (s *Store) delete(ctx context.Context, key string, cond store.Condition, un
 			return store.ErrConflict
 		}
 		existed = rec != nil
-		delete(s.records, key)
+		s.remove(key)
 		return nil
 	})
 	return existed, err
@@ -292,13 +323,12 @@ func (s *Store) Collect() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, n := time.Now(), 0
-	maps.DeleteFunc(s.records, func(_ string, rec store.Record) bool {
-		if rec.Expires.After(now) {
-			return false
+	for key, rec := range s.records {
+		if !rec.Expires.After(now) {
+			n++
+			s.remove(key)
 		}
-		n++
-		return true
-	})
+	}
 	return n
 }
 

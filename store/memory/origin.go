@@ -2,6 +2,8 @@ package memory
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -45,6 +47,11 @@ func (s *Store) Under(m store.Mark) store.Store { return under{s, m} }
 type under struct {
 	*Store
 	mark store.Mark
+}
+
+// Track is not for a view: nobody tells when the mark changes.
+func (u under) Track(func(string)) (func(context.Context, string) (store.Record, error), func(), error) {
+	return nil, nil, fmt.Errorf("store/memory: a view of an origin does not track: %w", errors.ErrUnsupported)
 }
 
 // known refuses an origin that does not have the identity that it was known by.

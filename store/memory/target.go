@@ -481,7 +481,7 @@ func (h *handle) Remove(ctx context.Context, epoch uint64, keys []string) (remov
 			if h.s.get(key, now) != nil {
 				removed++
 			}
-			delete(h.s.records, key)
+			h.s.remove(key)
 			delete(w.markers, key)
 		}
 		return nil

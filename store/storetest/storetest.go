@@ -33,6 +33,8 @@ type Harness[S store.Store] struct {
 	// Sharded says that the target's memory is in parts, each of which can forget without the others: what was forgotten in
 	// one, only operations on its keys find out, and Renew.
 	Sharded bool
+	// Beside makes another store on what s has, as another process would have it; nil: s itself is written to.
+	Beside func(t *testing.T, s S) S
 	// Grace is how late a record may go away after its deadline; 0: 2 s.
 	Grace time.Duration
 }
@@ -126,10 +128,10 @@ func eventually(t *testing.T, d time.Duration, what string, cond func() bool) {
 
 // Run checks the contract of store.Store.
 func Run[S store.Store](t *testing.T, h Harness[S]) {
-	caps, bulk := func() (store.Capabilities, bool) {
+	caps, bulk, tracking := func() (store.Capabilities, bool, bool) {
 		s := h.New(t)
 		_, bulk := any(s).(store.BulkReader)
-		return s.Capabilities(), bulk
+		return s.Capabilities(), bulk, tracks(t, s)
 	}()
 	type test struct {
 		name string
@@ -540,6 +542,9 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 		if tc.need {
 			t.Run(tc.name, func(t *testing.T) { tc.run(t, h.New(t)) })
 		}
+	}
+	if tracking {
+		runTracker(t, h)
 	}
 }
 
