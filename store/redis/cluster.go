@@ -450,6 +450,7 @@ func (c *cluster) adopt(layouts []*layout) (leaving []*shard) {
 	if moved {
 		close(c.changed)
 		c.changed = make(chan struct{})
+		c.s.trackers.all() // the former owner does not tell what happens at the new one
 	}
 	return leaving
 }
@@ -492,6 +493,12 @@ func (c *cluster) divide(layouts []*layout, shards map[string]*shard, former map
 		}
 		if !h.told { // who is new to us may have said so before to others
 			came[h], h.told = with(h.coming, l.coming), true
+		}
+		for slot := range l.leaving {
+			if h.leaving[slot] == "" { // what is absent here is made there from now on
+				c.s.trackers.all()
+				break
+			}
 		}
 		h.leaving = l.leaving
 		if h.coming = l.coming; !l.counted { // one that has taken over does not know by itself what it has of others
@@ -713,8 +720,8 @@ func (c *cluster) send(ctx context.Context, op string, lost error, at string, ar
 		pause := true
 		switch {
 		case r.err == nil:
-			if asking {
-				c.asked[slot].Store(h)
+			if asking && c.asked[slot].Swap(h) != h { // what was absent there may have been made here
+				c.s.trackers.all()
 			}
 			return r
 		case h == nil || errors.Is(r.err, errSplit):
@@ -724,7 +731,9 @@ func (c *cluster) send(ctx context.Context, op string, lost error, at string, ar
 			elsewhere, asking = c.follow(re, h), re.code == "ASK"
 			pause = elsewhere == nil || try > 2 // of two that say it of each other, one is about to know better
 			if re.code == "MOVED" && elsewhere != nil {
-				c.owner[slot].Store(elsewhere) // until the next look
+				if c.owner[slot].Swap(elsewhere) != elsewhere { // until the next look
+					c.s.trackers.all()
+				}
 			}
 			if re.code != "ASK" && re.code != "TRYAGAIN" || elsewhere == nil && asking {
 				c.lookSoon()

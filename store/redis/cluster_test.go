@@ -30,7 +30,7 @@ func TestConformanceOfACluster(t *testing.T) {
 		key   func(word string) string
 	}{
 		"plain":                    {"", nil},
-		"keys with braces":         {"?prefix=PHPREDIS_SESSION%3A", func(word string) string { return "}" + word + "{}{" + word + "}" }},
+		"keys with braces":         {"?track=yes&prefix=PHPREDIS_SESSION%3A", func(word string) string { return "}" + word + "{}{" + word + "}" }},
 		"all sessions in one slot": {"?prefix=%7Bapp%7D%3A&connections=1", nil},
 	} {
 		if name != "keys with braces" && os.Getenv("SESSILE_SOAK") == "" { // which has all that the others have
@@ -44,7 +44,8 @@ func TestConformanceOfACluster(t *testing.T) {
 					flush(c)
 					return open(t, c.URL()+h.query)
 				},
-				Key: h.key, Sharded: true,
+				Beside: func(t *testing.T, _ *Store) *Store { return open(t, c.URL()+h.query) },
+				Key:    h.key, Sharded: true,
 			})
 		})
 	}

@@ -16,8 +16,10 @@ type framing struct {
 	lim          framingLimits
 	began, ended int64        // how many values; elements of others do not count
 	asked        func() int64 // how many may begin; nil is any number
+	pushed       func() bool  // whether what has changed may be told between replies; nil: never
 
 	state state
+	push  bool // the value at hand is that: one that nobody asked for and that does not count
 	kind  byte // the type of the value at hand
 	head  bool // the line at hand tells a length
 	null  bool // which is -1
@@ -66,7 +68,11 @@ const (
 	inBool
 	atCR
 	atLF
+	inHead
 )
+
+// invalidated is how the news begin that CLIENT TRACKING brings. An array of names follows, or null, which stands for all.
+const invalidated = ">2\r\n$10\r\ninvalidate\r\n"
 
 // A framingError says why a connection was given up.
 type framingError struct{ text string }
@@ -156,6 +162,13 @@ func (f *framing) next(c byte) error {
 			return misframed("no line end where one is due")
 		}
 		f.state = atLF
+	case inHead:
+		if c != invalidated[f.chars] {
+			return misframed("a push")
+		}
+		if f.chars++; f.chars == len(invalidated) {
+			f.depth, f.left[0], f.state = 1, 1, atType
+		}
 	case atLF:
 		if c != '\n' {
 			return misframed("no line end where one is due")
@@ -167,6 +180,14 @@ func (f *framing) next(c byte) error {
 
 // begin reads the type of a value.
 func (f *framing) begin(c byte) error {
+	if f.depth == 0 && c == '>' && f.pushed != nil && f.pushed() {
+		f.push, f.elems, f.room = true, f.lim.elems, f.lim.room
+		f.state, f.chars = inHead, 1
+		return nil
+	}
+	if f.push && !(c == '*' && f.depth == 1 || c == '_' && f.depth == 1 || c == '$' && f.depth == 2) {
+		return misframed("a push of type %q", c)
+	}
 	if f.depth == 0 {
 		if f.asked != nil && f.began >= f.asked() {
 			return misframed("a reply that nobody asked for")
@@ -193,7 +214,8 @@ func (f *framing) begin(c byte) error {
 	case '|':
 		f.state, f.head, f.limit = inLength, true, (f.elems-1)/2
 	case '>':
-		// We subscribe to nothing. rueidis takes one that confirms a subscription for a reply, and panics.
+		// We subscribe to nothing, and what has changed comes between replies. rueidis takes a push that confirms a
+		// subscription for a reply, and panics.
 		return misframed("a push")
 	default:
 		return misframed("type %q", c)
@@ -259,6 +281,10 @@ func (f *framing) end() {
 			return
 		}
 		f.depth--
+	}
+	if f.push {
+		f.push = false
+		return
 	}
 	f.ended++
 }

@@ -94,13 +94,18 @@ var fine = map[string]string{
 
 // follow passes stream in pieces and returns how far it came.
 func follow(lim framingLimits, stream []byte, piece func() int) (f framing, n int, err error) {
+	n, err = followOn(&f, lim, stream, piece)
+	return f, n, err
+}
+
+func followOn(f *framing, lim framingLimits, stream []byte, piece func() int) (n int, err error) {
 	f.lim = lim
 	for n < len(stream) && err == nil {
 		var k int
 		k, err = f.pass(stream[n:min(len(stream), n+piece())])
 		n += k
 	}
-	return f, n, err
+	return n, err
 }
 
 func whole() int  { return 1 << 30 }
@@ -238,25 +243,33 @@ func FuzzReplies(f *testing.F) {
 			if len(text) > 1<<16 {
 				text = text[:1<<12]
 			}
-			f.Add([]byte(text), false, uint64(1))
-			f.Add([]byte(text), true, uint64(1))
-			f.Add([]byte("+a\r\n"+text+"+b\r\n+c\r\n"), false, uint64(2))
+			f.Add([]byte(text), false, false, uint64(1))
+			f.Add([]byte(text), true, false, uint64(1))
+			f.Add([]byte("+a\r\n"+text+"+b\r\n+c\r\n"), false, false, uint64(2))
+			f.Add([]byte("+a\r\n"+pushed+text+pushed+"+b\r\n+c\r\n"), false, true, uint64(2))
 		}
 	}
-	f.Add([]byte(welcome+"$11\r\nrun_id:fuzz\r\n"), true, uint64(3))
-	f.Add([]byte(welcome+"$11\r\nrun_id:fuzz\r\n+a\r\n*1\r\n"), true, uint64(3))
-	f.Fuzz(func(t *testing.T, stream []byte, login bool, seed uint64) {
+	f.Add([]byte(welcome+"$11\r\nrun_id:fuzz\r\n"), true, false, uint64(3))
+	f.Add([]byte(welcome+"$11\r\nrun_id:fuzz\r\n+a\r\n*1\r\n"), true, false, uint64(3))
+	f.Add([]byte(welcome+welcome+"+OK\r\n"+pushed+"$11\r\nrun_id:fuzz\r\n"+pushed), true, true, uint64(3))
+	f.Add([]byte(pushed+"+a\r\n"+invalidated+"_\r\n"+"+b\r\n"+invalidated+"*2\r\n$-1\r\n$0\r\n\r\n"), false, true, uint64(3))
+	f.Fuzz(func(t *testing.T, stream []byte, login, tracked bool, seed uint64) {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		piece := func() int { return 1 + rng.IntN(1+len(stream)) }
 		lim := framingLimits{bulk: 64 << 10, elems: 1 << 10, room: 128 << 10}
-		_, n, err := follow(lim, stream, whole)
+		follow := func(piece func() int) (f framing, n int, err error) {
+			f.pushed = func() bool { return tracked }
+			n, err = followOn(&f, lim, stream, piece)
+			return f, n, err
+		}
+		_, n, err := follow(whole)
 		for _, cut := range []func() int{single, piece} {
-			if _, m, err2 := follow(lim, stream, cut); m != n || fmt.Sprint(err) != fmt.Sprint(err2) {
+			if _, m, err2 := follow(cut); m != n || fmt.Sprint(err) != fmt.Sprint(err2) {
 				t.Fatalf("in one piece %d bytes, %v; in pieces %d bytes, %v", n, err, m, err2)
 			}
 		}
 
-		opt := Options{Addr: "fuzz", Timeout: time.Minute, DialTimeout: time.Minute}
+		opt := Options{Addr: "fuzz", Timeout: time.Minute, DialTimeout: time.Minute, Track: tracked}
 		if err := opt.complete(); err != nil {
 			t.Fatal(err)
 		}
@@ -266,6 +279,10 @@ func FuzzReplies(f *testing.F) {
 		defer wg.Wait()
 		defer theirs.Close()
 		const commands = 3
+		before := int64(2) // HELLO, INFO
+		if tracked {
+			before = 4 // and between them HELLO, CLIENT TRACKING
+		}
 		wg.Go(func() {
 			defer theirs.Close()
 			var came framing
@@ -285,7 +302,8 @@ func FuzzReplies(f *testing.F) {
 				return true
 			}
 			if login && !await(1) || !login && !(await(1) && say(theirs, welcome) &&
-				await(2) && say(theirs, "$11\r\nrun_id:fuzz\r\n") && await(2+commands)) {
+				(!tracked || await(2) && say(theirs, welcome) && await(3) && say(theirs, "+OK\r\n")) &&
+				await(before) && say(theirs, "$11\r\nrun_id:fuzz\r\n") && await(before+commands)) {
 				return
 			}
 			wg.Go(func() { io.Copy(io.Discard, theirs) }) // what else is sent has nobody to read it, and a pipe has no room
@@ -318,7 +336,7 @@ func FuzzReplies(f *testing.F) {
 			})
 		}
 		asking.Wait()
-		seen, _, _ := follow(lim, stream, whole)
+		seen, _, _ := follow(whole)
 		if want := min(commands, seen.ended); answered.Load() != want {
 			t.Errorf("%.60q: %d commands were answered, the framing saw %d replies", stream, answered.Load(), want)
 		}

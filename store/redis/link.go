@@ -113,6 +113,8 @@ func (n *node) admit(l *link, w *wire) (rival *wire) {
 	}
 	n.s.generation.Add(1) // first: nobody shall have an answer of w and not see it
 	w.clock = n.clock
+	lost := n.s.trackers.all
+	w.conn.lost.Store(&lost)
 	l.wire.Store(w)
 	n.replicas.Store(w.replicas)
 	n.found()
@@ -201,6 +203,11 @@ func (n *node) connectBy(ctx context.Context, dial func(context.Context) (net.Co
 		ConnWriteTimeout:    s.opt.Timeout,
 		ReadBufferEachConn:  buffer,
 		WriteBufferEachConn: buffer,
+		OnInvalidations: func(names []rueidis.RedisMessage) {
+			if w.conn.up() { // rueidis says nil, too, of every connection that ends
+				s.trackers.heard(s.opt.Prefix, names)
+			}
+		},
 		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
 			if w.conn != nil {
 				return nil, errNotSent // a client is good for one connection
@@ -214,6 +221,9 @@ func (n *node) connectBy(ctx context.Context, dial func(context.Context) (net.Co
 			return w.conn, nil
 		},
 	})
+	if err == nil && s.opt.Track {
+		err = w.track(ctx, s.opt.DialTimeout)
+	}
 	if err == nil {
 		w.server, err = w.identify(ctx, s.opt.DialTimeout, !n.anyRole)
 	}
@@ -222,6 +232,9 @@ func (n *node) connectBy(ctx context.Context, dial func(context.Context) (net.Co
 		return w, nil
 	}
 	w.close()
+	if errors.Is(err, errUntracked) {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
 	if re, ok := rueidis.IsRedisErr(err); ok {
 		return nil, newReply(re)
 	}
@@ -297,13 +310,18 @@ type conn struct {
 	down chan struct{}
 	why  error // set before down is closed
 
+	// lost, once it is in use, is called when it is closed: what was read on it has nobody to tell of it any more. In this
+	// order: who sees it open has asked before lost is called.
+	lost     atomic.Pointer[func()]
+	tracking atomic.Bool // the server may tell what changes
+
 	replies, commands framing // each is followed by one goroutine at a time: rueidis' reader, its writer
 	sent              atomic.Int64
 }
 
 func newConn(nc net.Conn, lim framingLimits) *conn {
 	c := &conn{Conn: nc, down: make(chan struct{})}
-	c.replies.lim, c.replies.asked = lim, c.sent.Load
+	c.replies.lim, c.replies.asked, c.replies.pushed = lim, c.sent.Load, c.tracking.Load
 	c.commands.lim = framingLimits{bulk: math.MaxInt, elems: math.MaxInt, room: math.MaxInt}
 	return c
 }
@@ -327,6 +345,9 @@ func (c *conn) over(why error) {
 	c.once.Do(func() {
 		c.why = why
 		close(c.down)
+		if lost := c.lost.Load(); lost != nil {
+			(*lost)()
+		}
 	})
 }
 
@@ -556,10 +577,13 @@ func misconfigured(err error) bool {
 	var cert *tls.CertificateVerificationError
 	var re *replyError
 	switch {
-	case errors.As(err, &cert):
+	case errors.As(err, &cert), errors.Is(err, errNoRESP3):
 		return true
 	case !errors.As(err, &re):
 		return false
+	}
+	if errors.Is(err, errUntracked) && re.code != strings.ToUpper(re.code) { // without the ERR before it, which rueidis takes away
+		return true
 	}
 	switch re.code {
 	case "WRONGPASS", "NOAUTH", "NOPERM", "DENIED", "NOPROTO":

@@ -64,7 +64,7 @@ func newNode(s *Store, network, addr string) *node {
 	}
 	n := &node{s: s, links: make([]*link, all), arrived: make(chan struct{}, 1), suspect: make(chan struct{}, 1),
 		anyRole: !s.opt.watched(), trouble: func() {}, tag: func() string { return "" }, serves: func() bool { return true }}
-	n.gate.opened = make(chan struct{})
+	n.gate.opened, n.gate.shutting = make(chan struct{}), s.trackers.all
 	n.place.Store(&place{network: network, addr: addr, err: errNowhere, left: make(chan struct{})})
 	for i := range n.links {
 		n.links[i] = &link{tried: make(chan struct{})}
@@ -364,6 +364,8 @@ type gate struct {
 	inside  atomic.Int64  // operations that have passed and are not done
 	waiting atomic.Int64
 
+	shutting func() // called when there is one more reason, once nobody enters any more; nil: not
+
 	mu      sync.Mutex    // guards what follows
 	opened  chan struct{} // closed, and replaced, when a reason is taken away
 	since   time.Time     // when it was shut
@@ -442,12 +444,18 @@ func (g *gate) leave(ctx context.Context) {
 // close shuts the gate for one more reason and reports whether that is new.
 func (g *gate) close(why uint32) bool {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	old := g.shut.Or(why)
 	if old == 0 {
 		g.since = time.Now()
 	}
-	return old&why == 0
+	g.mu.Unlock()
+	if old&why != 0 {
+		return false
+	}
+	if g.shutting != nil {
+		g.shutting()
+	}
+	return true
 }
 
 // open takes a reason away. It returns for how long the gate was shut where that was the last one.

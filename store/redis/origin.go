@@ -217,6 +217,11 @@ type under struct {
 	text string // as it is written
 }
 
+// Track is not for a view: nobody tells when the mark changes.
+func (u *under) Track(func(string)) (func(context.Context, string) (store.Record, error), func(), error) {
+	return nil, nil, fmt.Errorf("store/redis: a view of an origin does not track: %w", errors.ErrUnsupported)
+}
+
 func (u *under) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
 	return u.save(ctx, key, rec, cond, u.text)
 }

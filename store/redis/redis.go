@@ -76,6 +76,11 @@ type Options struct {
 	// of another server that has the same address (a proxy, a virtual IP that moved).
 	Connections int
 
+	// Track has the server say what changes of all that is read on these connections (CLIENT TRACKING), which the Tracker needs. A
+	// server that does not speak RESP3, or a user who may not run CLIENT TRACKING, is an error of Connect then. It costs the
+	// server some memory for each key that was read and has not changed since, up to tracking-table-max-keys.
+	Track bool
+
 	// Logger hears of connections lost and regained. The default is silence.
 	Logger *slog.Logger
 }
@@ -257,6 +262,12 @@ func ParseURL(u *url.URL) (Options, error) {
 		"connections":   func(v string) (err error) { o.Connections, err = strconv.Atoi(v); return },
 		"timeout":       func(v string) (err error) { o.Timeout, err = time.ParseDuration(v); return },
 		"dial_timeout":  func(v string) (err error) { o.DialTimeout, err = time.ParseDuration(v); return },
+		"track": func(v string) error {
+			if o.Track = v == "yes"; !o.Track && v != "no" {
+				return errors.New("neither yes nor no")
+			}
+			return nil
+		},
 	}
 	if o.watched() {
 		set["replay"] = func(v string) (err error) { f.Replay, err = orOff(v); return }
@@ -409,6 +420,7 @@ type Store struct {
 	cluster    *cluster // nil without
 	began      time.Time
 	window     *window // nil: nothing is remembered
+	trackers   trackers
 	failovers  failovers
 	isOrigin   atomic.Bool  // see recovery.forgotten
 	shortfalls atomic.Int64 // writes that were to wait for the replicas, and not all of them confirmed

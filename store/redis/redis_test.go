@@ -31,7 +31,8 @@ func open(t testing.TB, text string) *Store {
 }
 
 func TestConformance(t *testing.T) {
-	for name, query := range map[string]string{"plain": "", "under a prefix": "?prefix=PHPREDIS_SESSION%3A", "one connection": "?connections=1"} {
+	for name, query := range map[string]string{"plain": "", "under a prefix": "?prefix=PHPREDIS_SESSION%3A", "one connection": "?connections=1",
+		"tracked": "?track=yes&prefix=PHPREDIS_SESSION%3A"} {
 		t.Run(name, func(t *testing.T) {
 			server := testserver.Redis(t)
 			storetest.RunTarget(t, storetest.Harness[*Store]{
@@ -39,6 +40,7 @@ func TestConformance(t *testing.T) {
 					server.Do("FLUSHALL")
 					return open(t, server.URL()+"/3"+query)
 				},
+				Beside: func(t *testing.T, _ *Store) *Store { return open(t, server.URL()+"/3"+query) },
 			})
 		})
 	}
