@@ -196,7 +196,8 @@ func (w *watcher) question(ctx context.Context, p *sentinel) {
 			c, err = dialSentinel(ctx, p.addr, &w.s.opt.Sentinel)
 		}
 		if err == nil {
-			stop := context.AfterFunc(ctx, func() { c.nc.Close() })
+			nc := c.nc // c may be nil by the time that ctx has ended
+			stop := context.AfterFunc(ctx, func() { nc.Close() })
 			v, err = c.ask(w.s.opt.Master)
 			stop()
 			if err != nil {
