@@ -3,6 +3,7 @@ package sessile_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -11,8 +12,10 @@ import (
 	"time"
 
 	"github.com/sessile/sessile"
+	"github.com/sessile/sessile/internal/testserver"
 	"github.com/sessile/sessile/store"
 	"github.com/sessile/sessile/store/memory"
+	"github.com/sessile/sessile/store/redis"
 )
 
 // before is another library's sessions.
@@ -227,4 +230,57 @@ func TestNear(t *testing.T) {
 		w.cookie = w.cookie[:len(w.cookie)-4] + "!!!!"
 		w.want("/", `"" 0`)
 	})
+}
+
+// On a real Redis: two processes with copies. What one does the other hears of.
+func TestNearOnRedis(t *testing.T) {
+	server := testserver.Redis(t)
+	var sites [2]*site
+	for i := range sites {
+		st, err := redis.Connect(t.Context(), redis.Options{Addr: server.Addr, Prefix: "s:", Track: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { st.Close() })
+		sites[i] = newPages(t, st, sessile.Options{Near: time.Hour})
+	}
+	here, there := sites[0].window(""), func(cookie string) *window { return sites[1].window(cookie) }
+	here.want("/login", "")
+	for n := range 20 {
+		here.want("/add", "")
+		there(here.cookie).want("/", fmt.Sprintf(`"alice" %d`, n+1)) // its own writes, at once
+	}
+	old := there(here.cookie) // another window, which does not hear of the new version by its cookie
+	old.want("/", `"alice" 20`)
+	soon := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			got := there(old.cookie).get("/")
+			if got == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("got %s, want %s", got, want)
+			}
+		}
+	}
+	here.want("/add", "")
+	soon(`"alice" 21`)
+	gets := func() string { return fmt.Sprint(server.Do("INFO", "commandstats")) }
+	count := func(stats string) string {
+		_, rest, _ := strings.Cut(stats, "cmdstat_get:calls=")
+		n, _, _ := strings.Cut(rest, ",")
+		return n
+	}
+	before := count(gets())
+	for range 50 {
+		there(old.cookie).want("/", `"alice" 21`)
+	}
+	if after := count(gets()); after != before {
+		t.Errorf("%s GETs have become %s", before, after)
+	}
+	if n, err := sites[0].m.Revoke(t.Context(), "alice"); n != 1 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	soon(`"" 0`)
 }

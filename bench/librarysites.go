@@ -58,7 +58,7 @@ var libraries = []*library{
 	{name: "Fiber v3", cookie: "session_id", load: true, probed: true, notHTTP: true, serve: fiberSite},
 	{name: "Sessile", cookie: ourCookie, load: true, probed: true, serve: ourSite(sessile.Options{}, "")},
 	{name: "Sessile, AES", cookie: ourCookie, load: true, serve: ourSite(sessile.Options{Encrypt: [][]byte{make([]byte, 32)}}, "")},
-	// {name: "Sessile, near", cookie: ourCookie, load: true, probed: true, serve: ourSite(sessile.Options{Near: time.Second}, "track=yes")},
+	{name: "Sessile, near", cookie: ourCookie, load: true, probed: true, serve: ourSite(sessile.Options{Near: 5 * time.Second}, "track=yes")},
 	{name: "Sessile, extended at each request", cookie: ourCookie, serve: ourSite(sessile.Options{TouchEvery: -1}, "")},
 }
 
