@@ -48,9 +48,11 @@ type held struct {
 }
 
 var (
-	_ store.Origin  = (*Store)(nil)
-	_ store.Target  = (*Store)(nil)
-	_ store.Tracker = (*Store)(nil)
+	_ store.Origin   = (*Store)(nil)
+	_ store.Target   = (*Store)(nil)
+	_ store.Batcher  = (*Store)(nil)
+	_ store.Appender = (*Store)(nil)
+	_ store.Tracker  = (*Store)(nil)
 )
 
 // New returns an empty store.

@@ -87,3 +87,11 @@ func (u under) Touch(ctx context.Context, key string, expires time.Time) error {
 func (u under) Delete(ctx context.Context, key string, cond store.Condition) (bool, error) {
 	return u.delete(ctx, key, cond, &u.mark)
 }
+
+func (u under) SaveAll(ctx context.Context, writes []store.Write) error {
+	return u.saveAll(ctx, writes, &u.mark)
+}
+
+func (u under) Append(ctx context.Context, key string, data []byte, expires time.Time) (store.Record, error) {
+	return u.append(ctx, key, data, expires, &u.mark)
+}

@@ -546,6 +546,7 @@ func Run[S store.Store](t *testing.T, h Harness[S]) {
 	if tracking {
 		runTracker(t, h)
 	}
+	runOptional(t, h)
 }
 
 // soon is the patience of a locker who shall not get the lock.
@@ -615,6 +616,7 @@ func RunOrigin[S store.Origin](t *testing.T, h Harness[S]) {
 		wantErr(t, "Touch", none.Touch(context10(t), h.key("u"), time.Now().Add(time.Hour)), store.ErrSealed)
 		_, err := none.Delete(context10(t), h.key("u"), store.Always)
 		wantErr(t, "Delete", err, store.ErrSealed)
+		sealedOptional(t, none, h.key("u"))
 		wantData(t, none, h.key("u"), "a")
 		ok(t, "Save under it", under.Save(context10(t), h.key("u"), rec("c"), store.Always))
 		wantData(t, s, h.key("u"), "c")
