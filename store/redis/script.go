@@ -26,6 +26,8 @@ var (
 	scanScript    = load("scan")
 	slotsScript   = load("scanslots", "each")
 	writeScript   = load("write", "holds")
+	saveAllScript = load("saveall", "holds")
+	appendScript  = load("append")
 	unlockScript  = load("unlock")
 
 	deleteScript   = load("delete", "clock", "gone", "holds")
@@ -174,7 +176,8 @@ func (r *reply) outcome() error {
 }
 
 // failures are the codes by which scripts say why they did nothing, but for those that have something beside them.
-var failures = map[int64]error{-1: store.ErrFenced, -3: store.ErrLost, -4: store.ErrAbsent, -5: store.ErrConflict, -6: store.ErrSealed}
+var failures = map[int64]error{-1: store.ErrFenced, -3: store.ErrLost, -4: store.ErrAbsent, -5: store.ErrConflict, -6: store.ErrSealed,
+	-9: store.ErrInvalid}
 
 // A reply is what came of a command: a failure, or the server's answer. What cannot be read of it is zero, and becomes
 // the reply's error.

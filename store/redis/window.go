@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"encoding/hex"
@@ -62,6 +63,7 @@ type entry struct {
 	data    []byte
 	sum     uint64 // of data
 	expires time.Duration
+	grown   bool     // it was added to
 	older   []uint64 // sums of values that are older; the last ones
 
 	version string        // deleted: that of the value, "" where there was none
@@ -208,9 +210,22 @@ func (w *window) each(f func(e *entry)) {
 // saved notes a value that was asked for at a time. base is the sum of what is known to have been there before, 0 where
 // nothing is known.
 func (w *window) saved(key string, data []byte, expires, asked time.Time, base uint64) {
-	sum, when := w.sum(data), asked.Sub(w.began)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.save(key, data, expires, asked, base, false)
+}
+
+// appended is saved for a value that has grown. Many add to one list at the same time, and in which order they did can be told:
+// the later value has the one before it in it. So none of them is taken for the last one that is not.
+func (w *window) appended(key string, value []byte, expires, asked time.Time, base uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.save(key, value, expires, asked, base, true)
+}
+
+// save is saved and appended. Callers hold mu.
+func (w *window) save(key string, data []byte, expires, asked time.Time, base uint64, grown bool) {
+	sum, when := w.sum(data), asked.Sub(w.began)
 	e, together := w.entry(key, "", when)
 	// A session that there was before nobody confirmed the primary any more may have been deleted elsewhere since.
 	if there := base != 0 || e.did == saved; there && !w.confirmed.IsZero() {
@@ -221,18 +236,29 @@ func (w *window) saved(key string, data []byte, expires, asked time.Time, base u
 	if base != sum {
 		e.addOlder(base)
 	}
+	over := together && (e.did == deleted || e.did == saved && e.asked > when)
+	follows := !together
+	if grown && together && e.did == saved {
+		switch {
+		case e.grown && len(e.data) > len(data) && bytes.HasPrefix(e.data, data):
+			over = true
+			e.addOlder(sum)
+		case base == e.sum, e.grown && bytes.HasPrefix(data, e.data):
+			over, follows = false, true
+		}
+	}
 	switch {
-	case together && (e.did == deleted || e.did == saved && e.asked > when):
+	case over:
 		w.made(e)
 		return
-	case !together && e.did == saved && e.sum != sum:
+	case follows && e.did == saved && e.sum != sum:
 		e.addOlder(e.sum)
 	}
 	if cap(e.data) < len(data) || cap(e.data) > 2*len(data) {
 		e.data = make([]byte, 0, len(data))
 	}
 	e.data = append(e.data[:0], data...)
-	e.did, e.sum, e.expires, e.version, e.asked = saved, sum, expires.Sub(w.began), "", when
+	e.did, e.sum, e.expires, e.version, e.asked, e.grown = saved, sum, expires.Sub(w.began), "", when, grown
 	w.made(e)
 }
 
