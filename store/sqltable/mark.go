@@ -176,4 +176,12 @@ func (u under) Delete(ctx context.Context, key string, cond store.Condition) (bo
 	return u.remove(ctx, key, cond, &u.mark)
 }
 
+func (u under) SaveAll(ctx context.Context, writes []store.Write) error {
+	return u.saveAll(ctx, writes, &u.mark)
+}
+
+func (u under) Append(ctx context.Context, key string, data []byte, expires time.Time) (store.Record, error) {
+	return u.append(ctx, key, data, expires, &u.mark)
+}
+
 func (under) Close() error { return nil }

@@ -81,6 +81,8 @@ type Store struct {
 	locks locks
 	marks marks
 
+	whole atomic.Bool // a transaction is done wholly or not at all
+
 	readOnly atomic.Bool // a write was refused because the server is
 
 	mu     sync.Mutex // guards stmts, closed
@@ -380,32 +382,9 @@ func (s *Store) Save(ctx context.Context, key string, rec store.Record, cond sto
 }
 
 func (s *Store) save(ctx context.Context, key string, rec store.Record, cond store.Condition, m *store.Mark) error {
-	if err := s.check(key); err != nil {
-		return err
-	}
-	left := rec.Remaining(time.Now())
-	switch {
-	case rec.Flags != 0:
-		return invalid("a table keeps no flags")
-	case len(rec.Data) > s.opt.MaxValue:
-		return invalid("%d bytes are more than %d", len(rec.Data), s.opt.MaxValue)
-	case left <= 0:
-		return invalid("the deadline is not in the future")
-	case !s.holds(left):
-		return errBehind2038
-	}
-	row, err := s.opt.Table.Codec.Write(key, rec.Data)
+	row, left, err := s.encode(key, rec)
 	if err != nil {
 		return err
-	}
-	if row.Data == nil {
-		row.Data = []byte{}
-	}
-	if s.dataLen > 0 && len(row.Data) >= s.dataLen {
-		return invalid("%d bytes do not fit into the column", len(row.Data))
-	}
-	if s.packet > 0 && len(row.Data) > s.packet-1024 { // it would end the connection, so that nobody knew what became of it
-		return invalid("%d bytes do not fit into max_allowed_packet", len(row.Data))
 	}
 	ctx, cancel := s.begin(ctx)
 	defer cancel()
@@ -414,12 +393,7 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 		if err != nil {
 			return err
 		}
-		var rows int64
-		if found.insert {
-			rows, err = s.insert(ctx, key, row, left, m)
-		} else {
-			rows, err = s.update(ctx, key, row, left, found, m)
-		}
+		rows, err := s.write(ctx, key, row, left, found, m)
 		switch {
 		case rows > 0:
 			return nil
@@ -433,6 +407,38 @@ func (s *Store) save(ctx context.Context, key string, rec store.Record, cond sto
 			return fmt.Errorf("store/sqltable: %w: others write it all the time", store.ErrUnavailable)
 		}
 	}
+}
+
+// encode is the row of a session under key, and how long that lives, or why the table cannot hold it.
+func (s *Store) encode(key string, rec store.Record) (row Row, left time.Duration, err error) {
+	if err := s.check(key); err != nil {
+		return row, 0, err
+	}
+	left = rec.Remaining(time.Now())
+	switch {
+	case rec.Flags != 0:
+		return row, 0, invalid("a table keeps no flags")
+	case len(rec.Data) > s.opt.MaxValue:
+		return row, 0, invalid("%d bytes are more than %d", len(rec.Data), s.opt.MaxValue)
+	case left <= 0:
+		return row, 0, invalid("the deadline is not in the future")
+	case !s.holds(left):
+		return row, 0, errBehind2038
+	}
+	row, err = s.opt.Table.Codec.Write(key, rec.Data)
+	if err != nil {
+		return row, 0, err
+	}
+	if row.Data == nil {
+		row.Data = []byte{}
+	}
+	if s.dataLen > 0 && len(row.Data) >= s.dataLen {
+		return row, 0, invalid("%d bytes do not fit into the column", len(row.Data))
+	}
+	if s.packet > 0 && len(row.Data) > s.packet-1024 { // it would end the connection, so that nobody knew what became of it
+		return row, 0, invalid("%d bytes do not fit into max_allowed_packet", len(row.Data))
+	}
+	return row, left, nil
 }
 
 // found is what a write may replace.
@@ -487,7 +493,27 @@ func (s *Store) inserted() string {
 	return columns
 }
 
-func (s *Store) insert(ctx context.Context, key string, row Row, left time.Duration, m *store.Mark) (int64, error) {
+// write puts a row where found was, and returns how many rows it found to be so.
+func (s *Store) write(ctx context.Context, key string, row Row, left time.Duration, f found, m *store.Mark) (int64, error) {
+	q, err := s.writing(ctx, key, row, left, f, m)
+	if err != nil {
+		return 0, err
+	}
+	return s.exec(ctx, key, q)
+}
+
+// writing is the statement of write.
+func (s *Store) writing(ctx context.Context, key string, row Row, left time.Duration, f found, m *store.Mark) (*query, error) {
+	var q *query
+	if f.insert {
+		q = s.insert(key, row, left)
+	} else {
+		q = s.update(key, row, left, f)
+	}
+	return q, s.marks.under(ctx, s, q, m)
+}
+
+func (s *Store) insert(key string, row Row, left time.Duration) *query {
 	t := &s.opt.Table
 	q := s.query("INSERT INTO " + s.table + " (" + s.inserted())
 	q.add(") SELECT "+s.idParam+", "+s.dataParam, t.columnID(key), s.dataArg(row.Data))
@@ -504,14 +530,10 @@ func (s *Store) insert(ctx context.Context, key string, row Row, left time.Durat
 	for _, c := range t.Also {
 		q.add(", " + s.d.also(c))
 	}
-	q.add(s.d.dual + " WHERE 1 = 1")
-	if err := s.marks.under(ctx, s, q, m); err != nil {
-		return 0, err
-	}
-	return s.exec(ctx, key, q)
+	return q.add(s.d.dual + " WHERE 1 = 1")
 }
 
-func (s *Store) update(ctx context.Context, key string, row Row, left time.Duration, f found, m *store.Mark) (int64, error) {
+func (s *Store) update(key string, row Row, left time.Duration, f found) *query {
 	q := s.query("UPDATE "+s.table+" SET "+s.data+" = "+s.dataParam+", ", s.dataArg(row.Data))
 	if row.Time != 0 {
 		q.add(s.time+" = "+s.d.value("?", s.opt.Table.Time.Unit)+", ", row.Time)
@@ -519,17 +541,15 @@ func (s *Store) update(ctx context.Context, key string, row Row, left time.Durat
 	s.renew(q, left)
 	s.where(q, key)
 	s.unchanged(q, f)
-	if err := s.marks.under(ctx, s, q, m); err != nil {
-		return 0, err
-	}
-	return s.exec(ctx, key, q)
+	return q
 }
 
-// renew appends what a write sets beside the body; its last assignment changes nothing, and needs no comma.
+// renew appends what a write sets beside the body; its last assignment changes nothing, and needs no comma. left 0 leaves the
+// deadline where it is.
 func (s *Store) renew(q *query, left time.Duration) {
 	t := &s.opt.Table
 	switch {
-	case t.Time.Column == "" || t.fixed():
+	case t.Time.Column == "" || t.fixed() || left == 0:
 	case t.Time.Since != "": // in the form that is there; MySQL assigns from the left to the right
 		s.moment(q.add(fmt.Sprintf("%s = CASE WHEN %s > %d THEN ", s.time, s.time, longestLife)), left)
 		q.add(" ELSE "+s.d.ceil("?")+" END, "+s.since+" = "+s.d.value(s.d.now, t.Time.Unit)+", ", left.Milliseconds())
