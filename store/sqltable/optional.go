@@ -130,10 +130,8 @@ func (s *Store) transact(ctx context.Context, writes []*query) (done bool, err e
 		}
 	}
 	s.noteReadOnly(err)
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.opt.Bound)
-	defer cancel()
-	if _, lost := conn.ExecContext(undo, "ROLLBACK"); lost != nil {
-		discard(conn)
+	if _, lost := conn.ExecContext(ctx, "ROLLBACK"); lost != nil {
+		discard(conn) // and the transaction with it
 	}
 	c := s.d.classify(err)
 	if err == errReplaced || c == classAgain || c == classDuplicate || errors.Is(err, driver.ErrBadConn) && ctx.Err() == nil {

@@ -102,6 +102,13 @@ var operations = []operation{
 	{"Save over a version", false, func(ctx context.Context, s *sqltable.Store, key string) error {
 		return s.Save(ctx, key, hour("new"), store.IfVersion(store.VersionOf([]byte("old"), 0)))
 	}, isNew},
+	{"SaveAll", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		return s.SaveAll(ctx, []store.Write{{Key: key + "b", Record: hour("new")}, {Key: key, Record: hour("new"), Condition: store.IfPresent}})
+	}, isNew},
+	{"Append", false, func(ctx context.Context, s *sqltable.Store, key string) error {
+		_, err := s.Append(ctx, key, []byte("er"), time.Now().Add(time.Hour))
+		return err
+	}, func(rec store.Record, err error) bool { return err == nil && string(rec.Data) == "older" }},
 	{"Touch", false, func(ctx context.Context, s *sqltable.Store, key string) error {
 		return s.Touch(ctx, key, time.Now().Add(3*time.Hour))
 	}, func(rec store.Record, err error) bool { return err == nil && time.Until(rec.Expires) > 2*time.Hour }},
@@ -476,10 +483,17 @@ func TestAConnectionIsLostInTheMiddle(t *testing.T) {
 			srv := server.(sqlServer)
 			withUser(srv)
 			s, table := made(t, as(srv, "site"), plain[name], "")
+			all := []store.Write{{Key: "a", Record: hour("new")}, {Key: "k", Record: hour("new")}}
 			for what, do := range map[string]func() error{
-				"Save":   func() error { return s.Save(t.Context(), "k", hour("new"), store.Always) },
-				"Touch":  func() error { return s.Touch(t.Context(), "k", time.Now().Add(time.Minute)) },
-				"Delete": func() error { _, err := s.Delete(t.Context(), "k", store.Always); return err },
+				"Save": func() error { return s.Save(t.Context(), "k", hour("new"), store.Always) },
+				"Append": func() error {
+					_, err := s.Append(t.Context(), "k", []byte("er"), time.Now().Add(time.Minute))
+					return err
+				},
+				// Of what was not committed nothing is done.
+				"SaveAll": func() error { return s.SaveAll(t.Context(), all) },
+				"Touch":   func() error { return s.Touch(t.Context(), "k", time.Now().Add(time.Minute)) },
+				"Delete":  func() error { _, err := s.Delete(t.Context(), "k", store.Always); return err },
 			} {
 				srv.Exec("DELETE FROM " + table)
 				if err := s.Save(t.Context(), "k", hour("old"), store.Always); err != nil {
@@ -491,10 +505,18 @@ func TestAConnectionIsLostInTheMiddle(t *testing.T) {
 				for deadline := time.Now().Add(900 * time.Millisecond); blocked(srv) != "1" && time.Now().Before(deadline); {
 				}
 				severed(srv, "site")
-				if err := <-done; store.OutcomeOf(err) != store.OutcomeUnknown {
+				want := store.OutcomeUnknown
+				if what == "SaveAll" {
+					want = store.OutcomeUnavailable
+				}
+				if err := <-done; store.OutcomeOf(err) != want {
 					t.Errorf("%s: %v", what, err)
 				}
-				free()
+				if free(); what == "SaveAll" {
+					if _, err := s.Load(t.Context(), "a"); !errors.Is(err, store.ErrAbsent) {
+						t.Errorf("a part of SaveAll is there: %v", err)
+					}
+				}
 			}
 		})
 	}
