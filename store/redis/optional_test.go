@@ -27,9 +27,7 @@ func savedTogether(t *testing.T, p *pair) {
 	s := p.gateway()
 	p.save(s, "old 1", "anonymous")
 	list := p.live("a")
-	if err := s.Save(ctx, "list", list, store.Always); err != nil {
-		t.Fatal(err)
-	}
+	p.old.Do("SET", "list", text(&list), "PX", "3000000") // somebody else's: that it is older Append finds out
 	p.part()
 	if err := s.SaveAll(ctx, p.login("anonymous", "1")); err != nil {
 		t.Fatal(err)
