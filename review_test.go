@@ -1,0 +1,959 @@
+package sessile_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sessile/sessile"
+	"github.com/sessile/sessile/store"
+	"github.com/sessile/sessile/store/memory"
+)
+
+// A play is a store whose operations do what a test has in mind: fail, wait, happen and not be answered, or happen later.
+type play struct {
+	store.Store
+	batches bool
+
+	one sync.Mutex // makes several saves one step; held while the store is called
+
+	mu    sync.Mutex // guards what follows
+	scene func(c *call) error
+}
+
+type call struct {
+	ctx  context.Context
+	op   string // "load", "save", "saveall", "delete", "touch"
+	list bool   // it is about the list of a user's sessions
+	kind byte   // of the last record that is written: 'l' live, 'o' over, 'm' moved
+	key  string
+	do   func() error
+}
+
+func newPlay() *play { return &play{Store: memory.New(memory.Options{})} }
+
+// set has the operations from now on go through scene; with nil they do what they are to do.
+func (p *play) set(scene func(c *call) error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.scene = scene
+}
+
+func (p *play) run(ctx context.Context, op, key string, data []byte, do func() error) error {
+	p.mu.Lock()
+	scene := p.scene
+	p.mu.Unlock()
+	act := func() error {
+		p.one.Lock()
+		defer p.one.Unlock()
+		return do()
+	}
+	if scene == nil {
+		return act()
+	}
+	c := &call{ctx: ctx, op: op, key: key, list: len(strings.Trim(key, "{}")) == 32, do: act}
+	if len(data) > 1 && data[0] == 0x9e {
+		c.kind = "lom?"[data[1]>>4&3]
+	}
+	return scene(c)
+}
+
+func (p *play) Load(ctx context.Context, key string) (rec store.Record, err error) {
+	err = p.run(ctx, "load", key, nil, func() (err error) {
+		rec, err = p.Store.Load(ctx, key)
+		return err
+	})
+	return rec, err
+}
+
+func (p *play) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
+	return p.run(ctx, "save", key, rec.Data, func() error { return p.Store.Save(context.WithoutCancel(ctx), key, rec, cond) })
+}
+
+func (p *play) Delete(ctx context.Context, key string, cond store.Condition) (existed bool, err error) {
+	err = p.run(ctx, "delete", key, nil, func() (err error) {
+		existed, err = p.Store.Delete(ctx, key, cond)
+		return err
+	})
+	return existed, err
+}
+
+func (p *play) Touch(ctx context.Context, key string, expires time.Time) error {
+	return p.run(ctx, "touch", key, nil, func() error { return p.Store.Touch(ctx, key, expires) })
+}
+
+func (p *play) SaveAll(ctx context.Context, writes []store.Write) error {
+	if !p.batches {
+		return errors.ErrUnsupported
+	}
+	last := writes[len(writes)-1]
+	return p.run(ctx, "saveall", last.Key, last.Record.Data, func() error {
+		ctx := context.WithoutCancel(ctx)
+		for _, w := range writes {
+			var v store.Version
+			if rec, err := p.Store.Load(ctx, w.Key); err == nil {
+				v = rec.Version()
+			}
+			if !w.Condition.Holds(v) {
+				return store.ErrConflict
+			}
+		}
+		for _, w := range writes {
+			if err := p.Store.Save(ctx, w.Key, w.Record, store.Always); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// once is a scene in which the first operation that is meant goes another way.
+func (p *play) once(meant func(c *call) bool, then func(c *call) error) {
+	p.set(func(c *call) error {
+		if !meant(c) {
+			return c.do()
+		}
+		p.set(nil)
+		return then(c)
+	})
+}
+
+var (
+	errUnavailable = fmt.Errorf("play: %w", store.ErrUnavailable)
+	errUnknown     = fmt.Errorf("play: %w", store.ErrUnknown)
+)
+
+// A stop is where one request waits until the test has done something else.
+type stop struct{ here, on chan bool }
+
+func newStop() stop { return stop{make(chan bool), make(chan bool)} }
+
+func (s stop) wait() {
+	s.here <- true
+	<-s.on
+}
+
+// at runs do in another goroutine until it is at the stop, does what is done meanwhile, and waits for the end.
+func (s stop) at(do, meanwhile func()) {
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		do()
+	}()
+	<-s.here
+	meanwhile()
+	close(s.on)
+	<-done
+}
+
+func eachWay(t *testing.T, f func(t *testing.T, st *play)) {
+	for _, batches := range []bool{false, true} {
+		t.Run(map[bool]string{false: "one by one", true: "in one step"}[batches], func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := newPlay()
+				st.batches = batches
+				f(t, st)
+			})
+		})
+	}
+}
+
+// A login whose list cannot be written fails; it does not panic.
+func TestReviewLoginOfAnUnsavedSession(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		s.page("/both", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) (err error) {
+			defer func() {
+				if p := recover(); p != nil {
+					err = fmt.Errorf("panic: %v", p)
+				}
+			}()
+			if err := s.Update(add); err != nil {
+				return err
+			}
+			return s.Login(r.Context(), "alice")
+		})
+		st.set(func(c *call) error {
+			if c.list {
+				return errUnavailable
+			}
+			return c.do()
+		})
+		if got := s.window("").get("/both"); strings.Contains(got, "panic") {
+			t.Error(got)
+		}
+	})
+}
+
+// A logout behind a save that has failed ends the session all the same.
+func TestReviewLogoutBehindAFailedSave(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		for _, what := range []string{"save", "renew"} {
+			b := s.window("")
+			b.want("/login", "")
+			same := s.window(b.cookie)
+			s.page("/"+what+"-and-out", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+				if err := s.Update(add); err != nil {
+					return err
+				}
+				st.once(func(c *call) bool { return !c.list && c.kind != 0 }, func(c *call) error {
+					same.want("/add", "") // another request is first
+					st.set(func(c *call) error {
+						if c.op == "load" {
+							return errUnavailable
+						}
+						return c.do()
+					})
+					return c.do()
+				})
+				var err error
+				if what == "save" {
+					err = s.Save(r.Context())
+				} else {
+					err = s.Renew(r.Context())
+				}
+				st.set(nil)
+				if !errors.Is(err, store.ErrUnavailable) {
+					t.Errorf("%s: %v", what, err)
+				}
+				return s.Logout(r.Context())
+			})
+			stolen := s.window(b.cookie)
+			b.want("/"+what+"-and-out", "")
+			if got := stolen.get("/"); got != `"" 0` {
+				t.Errorf("%s: logged out, and the session is there: %s", what, got)
+			}
+		}
+	})
+}
+
+// A renewal that has failed leaves the session as it was: what is done behind it is done in it.
+func TestReviewUpdateBehindAFailedRenewal(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		same := s.window(b.cookie)
+		s.page("/try", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+			st.once(func(c *call) bool { return c.kind == 'm' }, func(c *call) error {
+				same.want("/add", "")
+				st.set(func(c *call) error {
+					if c.op == "load" {
+						return errUnavailable
+					}
+					return c.do()
+				})
+				return c.do()
+			})
+			if err := s.Renew(r.Context()); err == nil {
+				t.Error("renewed")
+			}
+			st.set(nil)
+			return s.Update(add)
+		})
+		b.get("/try")
+		b.want("/", `"alice" 2`)
+	})
+}
+
+// A renewal whose client goes away in the middle ends no session.
+func TestReviewRenewalWithoutAClient(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		b.want("/add", "")
+		old := b.cookie
+		s.page("/leave", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+			ctx, cancel := context.WithCancel(r.Context())
+			st.once(func(c *call) bool { return c.kind == 'm' }, func(c *call) error {
+				if err := c.do(); err != nil {
+					t.Error(err)
+				}
+				cancel()
+				return errUnknown
+			})
+			_ = s.Renew(ctx)
+			return nil
+		})
+		b.get("/leave")
+		s.window(old).want("/", `"alice" 1`)
+		b.want("/", `"alice" 1`)
+	})
+}
+
+// So is a login of who is logged in, and one that fails with the outcome unknown.
+func TestReviewLoginWithoutAClient(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		b.want("/add", "")
+		old := b.cookie
+		s.page("/leave", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+			ctx, cancel := context.WithCancel(r.Context())
+			st.once(func(c *call) bool { return c.kind == 'm' }, func(c *call) error {
+				if err := c.do(); err != nil {
+					t.Error(err)
+				}
+				cancel()
+				return errUnknown
+			})
+			_ = s.Login(ctx, "alice")
+			return nil
+		})
+		b.get("/leave")
+		s.window(old).want("/", `"alice" 1`)
+	})
+}
+
+// A renewal that was done and not answered stays, though others have used it before that was found out.
+func TestReviewRenewalUsedBeforeItIsKnown(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		other := s.window(b.cookie)
+		st.once(func(c *call) bool { return c.kind == 'm' }, func(c *call) error {
+			if err := c.do(); err != nil {
+				t.Error(err)
+			}
+			other.want("/add", "")
+			return errUnknown
+		})
+		b.want("/renew", "")
+		other.want("/", `"alice" 1`)
+		b.want("/", `"alice" 1`)
+	})
+}
+
+// A write of unknown outcome that is executed when the library has looked already.
+func TestReviewLateMark(t *testing.T) {
+	for _, path := range []string{"/renew", "/login"} {
+		eachWay(t, func(t *testing.T, st *play) {
+			s := newPages(t, st, sessile.Options{MaxSessions: 5})
+			b := s.window("")
+			b.want("/login", "")
+			b.want("/add", "")
+			var late func() error
+			n := 0
+			st.set(func(c *call) error {
+				if c.kind != 'm' {
+					return c.do()
+				}
+				if n++; n == 1 {
+					late = c.do
+					return errUnknown
+				}
+				if late != nil {
+					_ = late()
+					late = nil
+				}
+				return c.do()
+			})
+			if got := b.get(path); got != "" {
+				t.Errorf("%s: %s", path, got)
+			}
+			st.set(nil)
+			b.want("/", `"alice" 1`)
+			if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+				t.Errorf("%s: %d sessions, %v", path, len(list), err)
+			}
+		})
+	}
+}
+
+// A session that was to be made, and is made when its login has been made anew, is one that nobody can log out of.
+func TestReviewLateNewSession(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 2})
+		first := s.window("")
+		first.want("/login", "")
+		time.Sleep(2 * time.Second)
+		b := s.window("")
+		var late func() error
+		st.once(func(c *call) bool { return c.kind == 'l' }, func(c *call) error {
+			late = c.do
+			return errUnknown
+		})
+		b.want("/login", "")
+		_ = late()
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 2 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+		b.want("/login", "")
+		first.want("/", `"alice" 0`)
+	})
+}
+
+// A change that is saved later than its outcome was asked for is made once.
+func TestReviewLateSave(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		for _, before := range []int{0, 1} {
+			b := s.window("")
+			for range before {
+				b.want("/add", "")
+			}
+			var late func() error
+			st.set(func(c *call) error {
+				switch {
+				case c.kind != 'l':
+					return c.do()
+				case late == nil:
+					late = c.do
+					return errUnknown
+				}
+				st.set(nil)
+				_ = late()
+				return c.do()
+			})
+			b.want("/add", "")
+			b.want("/", fmt.Sprintf(`"" %d`, before+1))
+		}
+	})
+}
+
+// What the login has to take back when its list cannot be written, others may have used: a logout stays one, and a change is not lost.
+func TestReviewALoginIsTakenBack(t *testing.T) {
+	for _, path := range []string{"/logout", "/add"} {
+		eachWay(t, func(t *testing.T, st *play) {
+			s := newPages(t, st, sessile.Options{})
+			b := s.window("")
+			b.want("/login", "")
+			old := b.cookie
+			other := s.window(old)
+			marked, free := newStop(), make(chan bool)
+			st.set(func(c *call) error {
+				switch {
+				case c.list && c.op == "save":
+					<-free
+					return errUnavailable
+				case c.kind == 'm':
+					err := c.do()
+					synctest.Wait() // the list is being written
+					st.set(nil)
+					marked.wait()
+					return err
+				}
+				return c.do()
+			})
+			marked.at(func() { b.get("/login") }, func() {
+				other.want(path, "")
+				close(free)
+			})
+			want := map[string]string{"/logout": `"" 0`, "/add": `"alice" 1`}[path]
+			s.window(old).want("/", want)
+		})
+	}
+}
+
+// Who has the new token of a renewal is in the list, whatever becomes of the process that has made it.
+func TestReviewRenewedAndNotListed(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		other := s.window(b.cookie)
+		marked := newStop()
+		st.set(func(c *call) error {
+			switch {
+			case c.list && c.op != "load":
+				marked.wait() // and is never heard of again
+				return errUnavailable
+			}
+			return c.do()
+		})
+		ended := make(chan bool)
+		go func() { b.get("/renew"); close(ended) }()
+		<-marked.here
+		synctest.Wait()
+		st.set(nil)
+		other.want("/", `"alice" 0`)
+		time.Sleep(3 * time.Minute)
+		other.want("/", `"alice" 0`)
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("logged in, and %d sessions, %v", len(list), err)
+		}
+		if _, err := s.m.Revoke(t.Context(), "alice"); err != nil {
+			t.Error(err)
+		}
+		other.want("/", `"" 0`)
+		close(marked.on)
+		<-ended
+	})
+}
+
+// A session that is renewed while the list is read is in it.
+func TestReviewListedWhileRenewed(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		st.once(func(c *call) bool { return c.list && c.op == "load" }, func(c *call) error {
+			err := c.do()
+			b.want("/renew", "")
+			return err
+		})
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+	})
+}
+
+// "Log me out everywhere else", while another window of this browser is given a new token.
+func TestReviewRevokeOthersWhileRenewed(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		key := sessile.Key(b.get("/key"))
+		listed := newStop()
+		st.set(func(c *call) error {
+			if c.list && c.op == "save" {
+				err := c.do()
+				st.set(nil)
+				return err
+			}
+			if !c.list && c.op != "load" {
+				listed.wait() // it is in the list, and not there yet
+			}
+			return c.do()
+		})
+		var done sync.WaitGroup
+		done.Go(func() { b.want("/renew", "") })
+		<-listed.here
+		synctest.Wait()
+		st.once(func(c *call) bool { return c.op == "load" && c.key == string(key) }, func(c *call) error {
+			err := c.do()
+			close(listed.on) // it is renewed when this one was read, and before the next
+			done.Wait()
+			return err
+		})
+		if n, err := s.m.Revoke(t.Context(), "alice", key); n != 0 || err != nil {
+			t.Errorf("%d were ended, %v", n, err)
+		}
+		b.want("/", `"alice" 0`)
+	})
+}
+
+// An entry of the list that was written twice is one session.
+func TestReviewAnEntryTwice(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 2})
+		first, b := s.window(""), s.window("")
+		first.want("/login", "")
+		time.Sleep(2 * time.Second)
+		st.once(func(c *call) bool { return c.list && c.op == "save" }, func(c *call) error {
+			if err := c.do(); err != nil {
+				t.Error(err)
+			}
+			return errUnknown
+		})
+		b.want("/login", "")
+		first.want("/", `"alice" 0`)
+		b.want("/", `"alice" 0`)
+	})
+}
+
+// A login that was answered with success is one, however slow it was.
+func TestReviewTheLimitAndASlowLogin(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 1})
+		slow, quick := s.window(""), s.window("")
+		st.once(func(c *call) bool { return c.list && c.op == "load" }, func(c *call) error {
+			time.Sleep(2 * time.Second)
+			quick.want("/login", "")
+			return c.do()
+		})
+		slow.want("/login", "")
+		slow.want("/", `"alice" 0`)
+	})
+}
+
+// A login that had to be tried twice does not stand in its own way.
+func TestReviewRefuseMoreAndAnotherTry(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 1, RefuseMore: true})
+		b := s.window("")
+		b.want("/add", "")
+		same := s.window(b.cookie)
+		st.once(func(c *call) bool { return c.kind == 'o' }, func(c *call) error {
+			same.want("/add", "")
+			return c.do()
+		})
+		b.want("/login", "")
+		b.want("/", `"alice" 2`)
+	})
+}
+
+// Nor does one that a store that was away for a moment has kept from being made.
+func TestReviewRefuseMoreBehindAnOutage(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 1, RefuseMore: true})
+		b := s.window("")
+		st.once(func(c *call) bool { return c.kind == 'l' }, func(*call) error { return errUnavailable })
+		if got := b.get("/login"); !strings.HasPrefix(got, "500") {
+			t.Error(got)
+		}
+		b.want("/login", "")
+	})
+}
+
+// The limit holds while a session is being renewed, and when the secret is another one.
+func TestReviewTheLimit(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		for _, refuse := range []bool{false, true} {
+			s := newPages(t, st, sessile.Options{MaxSessions: 1, RefuseMore: refuse})
+			a, b := s.window(""), s.window("")
+			a.want("/login", "")
+			time.Sleep(2 * time.Second)
+			at := newStop()
+			st.once(func(c *call) bool { return c.list && c.op == "load" }, func(c *call) error {
+				at.wait()
+				return c.do()
+			})
+			at.at(func() { a.want("/renew", "") }, func() {
+				synctest.Wait()
+				b.get("/login")
+			})
+			if a.get("/") == `"alice" 0` && b.get("/") == `"alice" 0` {
+				t.Errorf("refused %v: both are logged in", refuse)
+			}
+			if _, err := s.m.Revoke(t.Context(), "alice"); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Hour)
+		}
+	})
+	eachWay(t, func(t *testing.T, st *play) {
+		old := newPages(t, st, sessile.Options{MaxSessions: 1, Secret: []byte("old")})
+		s := newPages(t, st, sessile.Options{MaxSessions: 1, Secret: []byte("new"), OldSecrets: [][]byte{[]byte("old")}})
+		a := old.window("")
+		a.want("/login", "")
+		time.Sleep(2 * time.Second)
+		b := s.window("")
+		b.want("/login", "")
+		if in := s.window(a.cookie).get("/"); in == `"alice" 0` {
+			t.Error("another secret: both are logged in")
+		}
+	})
+}
+
+// A request that came with an older token does not give the browser one that is known to end.
+func TestReviewACookieInTheWay(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		late := s.window(b.cookie)
+		b.want("/renew", "")
+		b.want("/login", "")
+		fresh := b.cookie
+		before := late.cookie
+		late.want("/", `"alice" 0`)
+		if late.cookie != before { // the browser has one cookie: that of the last response
+			b.cookie = late.cookie
+		}
+		time.Sleep(time.Minute)
+		b.want("/", `"alice" 0`)
+		s.window(fresh).want("/", `"alice" 0`)
+	})
+}
+
+// The same, where the request has read before the login, and answers behind it.
+func TestReviewACookieInTheWayOfALogin(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		at := newStop()
+		s.page("/slow", func(http.ResponseWriter, *http.Request, *sessile.Session[data]) error {
+			at.wait()
+			return nil
+		})
+		b := s.window("")
+		b.want("/add", "")
+		late := s.window(b.cookie)
+		b.want("/renew", "")
+		before := late.cookie
+		at.at(func() { late.want("/slow", "") }, func() { b.want("/login", "") })
+		if late.cookie != before {
+			b.cookie = late.cookie
+		}
+		b.want("/", `"alice" 1`)
+	})
+}
+
+// And where copies are kept nearby, and cookies have versions.
+func TestReviewACookieInTheWayNear(t *testing.T) {
+	for _, what := range []string{"reads before the login", "reads behind the login", "writes before the login"} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newPages(t, &tracker{Store: memory.New(memory.Options{})}, sessile.Options{Near: 5 * time.Second})
+				at := newStop()
+				s.page("/slow", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+					if strings.HasPrefix(what, "writes") {
+						if err := s.Update(add); err != nil {
+							return err
+						}
+						if err := s.Save(r.Context()); err != nil {
+							return err
+						}
+					}
+					at.wait()
+					return nil
+				})
+				b := s.window("")
+				b.want("/login", "")
+				late := s.window(b.cookie)
+				before := late.cookie
+				n := 0
+				if strings.HasPrefix(what, "reads before") {
+					b.want("/add", "")
+					n++
+				}
+				if strings.HasSuffix(what, "before the login") {
+					at.at(func() { late.want("/slow", "") }, func() { b.want("/login", "") })
+				} else {
+					b.want("/login", "")
+					late.want("/", `"alice" 0`)
+				}
+				if late.cookie != before {
+					b.cookie = late.cookie
+				}
+				if strings.HasPrefix(what, "writes") {
+					n++
+				}
+				time.Sleep(time.Minute)
+				b.want("/", fmt.Sprintf(`"alice" %d`, n))
+			})
+		})
+	}
+}
+
+// A browser does not see a session from before its own writes, though another window of it has read before them, and is answered last.
+func TestReviewNearReadsBackwards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := memory.New(memory.Options{})
+		here, there := &tracker{Store: mem}, &tracker{Store: mem} // news do not come
+		opt := sessile.Options{Near: 5 * time.Second, TouchEvery: 10 * time.Minute}
+		a, other := newPages(t, here, opt), newPages(t, there, opt)
+		at := newStop()
+		a.page("/slow", func(http.ResponseWriter, *http.Request, *sessile.Session[data]) error {
+			at.wait()
+			return nil
+		})
+		b := a.window("")
+		b.want("/add", "")
+		slow := a.window(b.cookie) // knows the first version
+		there.silent = true
+		w := &window{t: t, handler: other.m.Handler(other.mux), cookie: b.cookie}
+		w.want("/add", "")
+		fresh := w.cookie
+		before := slow.cookie
+		a.window(fresh).want("/", `"" 2`) // here is a copy of the second version
+		at.at(func() { slow.want("/slow", "") }, func() { w.want("/add", "") })
+		last := w.cookie
+		if slow.cookie != before {
+			last = slow.cookie
+		}
+		a.window(last).want("/", `"" 3`)
+	})
+}
+
+// The deadline of a copy is that from when it was loaded.
+func TestReviewNearAndTouch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newPages(t, &tracker{Store: memory.New(memory.Options{})}, sessile.Options{Near: 5 * time.Second, Idle: time.Minute})
+		b := s.window("")
+		b.want("/login", "")
+		time.Sleep(58 * time.Second)
+		b.want("/", `"alice" 0`) // and it lasts a minute more
+		time.Sleep(3 * time.Second)
+		b.want("/", `"alice" 0`)
+	})
+}
+
+// A cookie that stays lasts as long as the session.
+func TestReviewPersistentCookie(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newPages(t, memory.New(memory.Options{}), sessile.Options{Idle: time.Hour, Absolute: 24 * time.Hour, Cookie: sessile.Cookie{Persistent: true}})
+		cookie, until := "", time.Time{}
+		visit := func(path string) string {
+			r := httptest.NewRequest("GET", path, nil)
+			if cookie != "" && time.Now().Before(until) {
+				r.Header.Set("Cookie", cookie)
+			}
+			w := httptest.NewRecorder()
+			s.m.Handler(s.mux).ServeHTTP(w, r)
+			for _, c := range w.Result().Cookies() {
+				cookie, until = c.Name+"="+c.Value, time.Now().Add(time.Duration(c.MaxAge)*time.Second)
+			}
+			return w.Body.String()
+		}
+		visit("/login")
+		for range 9 {
+			time.Sleep(10 * time.Minute)
+			if got := visit("/"); got != `"alice" 0` {
+				t.Fatalf("a session in use is over for the browser: %s", got)
+			}
+		}
+	})
+}
+
+// No cache keeps a response with a token, whatever the handler says of its own part of it.
+func TestReviewCaches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newPages(t, memory.New(memory.Options{}), sessile.Options{RenewEvery: time.Minute})
+		s.page("/public", func(w http.ResponseWriter, _ *http.Request, _ *sessile.Session[data]) error {
+			w.Header().Set("Cache-Control", "public, max-age=600")
+			return nil
+		})
+		b := s.window("")
+		b.want("/login", "")
+		time.Sleep(2 * time.Minute)
+		r := httptest.NewRequest("GET", "/public", nil)
+		r.Header.Set("Cookie", b.cookie)
+		w := httptest.NewRecorder()
+		s.m.Handler(s.mux).ServeHTTP(w, r)
+		if got := w.Result().Header; got.Get("Set-Cookie") == "" || strings.Contains(got.Get("Cache-Control"), "public") {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// An adopted session ends with Options.Absolute at the latest, and is in the list as long as it lasts.
+func TestReviewAdoptedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice", End: time.Now().Add(100 * time.Hour)}}}
+		s := newPages(t, memory.New(memory.Options{}), sessile.Options{Secret: []byte("secret"), Absolute: 12 * time.Hour})
+		if err := s.m.Adopt(was.origin()); err != nil {
+			t.Fatal(err)
+		}
+		b := s.window("old=a")
+		b.want("/", `"alice" 0`)
+		for range 37 {
+			time.Sleep(20 * time.Minute)
+			b.get("/")
+		}
+		if b.get("/") != `"alice" 0` {
+			return
+		}
+		t.Error("logged in, though the absolute timeout is over")
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("logged in, and %d sessions, %v", len(list), err)
+		}
+		if n, err := s.m.Revoke(t.Context(), "alice"); n != 1 || err != nil {
+			t.Errorf("logged in, and %d were ended, %v", n, err)
+		}
+	})
+}
+
+// Whose sessions were ended does not come back by one that was not taken over yet.
+func TestReviewRevokedBeforeAdoption(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice", Login: time.Now()}}}
+		s := newPages(t, memory.New(memory.Options{}), sessile.Options{Secret: []byte("secret")})
+		if err := s.m.Adopt(was.origin()); err != nil {
+			t.Fatal(err)
+		}
+		s.window("").want("/login", "")
+		time.Sleep(time.Minute)
+		if _, err := s.m.Revoke(t.Context(), "alice"); err != nil {
+			t.Error(err)
+		}
+		s.window("old=a").want("/", `"" 0`)
+	})
+}
+
+// Cookies do not count in a request with the header: not those of another library either.
+func TestReviewHeaderAndAnOldCookie(t *testing.T) {
+	was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice"}}}
+	s := newPages(t, memory.New(memory.Options{}), sessile.Options{Secret: []byte("secret"), Header: "X-Session"})
+	if err := s.m.Adopt(was.origin()); err != nil {
+		t.Fatal(err)
+	}
+	w := s.window("old=a")
+	w.header = http.Header{"X-Session": {""}}
+	w.want("/", `"" 0`)
+}
+
+// A session may be used by several goroutines of its request, while one of them answers.
+func TestReviewGoroutines(t *testing.T) {
+	s := newPages(t, memory.New(memory.Options{}), sessile.Options{})
+	s.page("/p", func(w http.ResponseWriter, _ *http.Request, s *sessile.Session[data]) error {
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := s.Update(add); err != nil && !errors.Is(err, sessile.ErrLate) {
+				t.Error(err)
+			}
+		})
+		fmt.Fprint(w, "x")
+		wg.Wait()
+		return nil
+	})
+	for range 50 {
+		s.window("").want("/p", "x")
+	}
+}
+
+// A store is what it is also where something is wrapped around it.
+func TestReviewAWrappedStore(t *testing.T) {
+	st := newPlay()
+	st.batches = true
+	s := newPages(t, st, sessile.Options{})
+	wrapped := newPages(t, struct{ store.Store }{st}, sessile.Options{})
+	b := s.window("")
+	b.want("/login", "")
+	wrapped.window(b.cookie).want("/", `"alice" 0`)
+}
+
+// A session that this process cannot decode is over when it is logged out.
+func TestReviewLogoutOfWhatCannotBeDecoded(t *testing.T) {
+	st := memory.New(memory.Options{})
+	s := newPages(t, st, sessile.Options{})
+	type next struct{ N string }
+	m, err := sessile.New[next](st, sessile.Options{Cookie: sessile.Cookie{Insecure: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := s.window("")
+	b.want("/login", "")
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header.Set("Cookie", b.cookie)
+	m.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		s, err := m.Get(r)
+		if err == nil {
+			err = s.Logout(r.Context())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})).ServeHTTP(httptest.NewRecorder(), r)
+	b.want("/", `"" 0`)
+}
+
+// Options with which sessions in use end are refused.
+func TestReviewTouchedTooSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := sessile.New[data](memory.New(memory.Options{}), sessile.Options{Idle: time.Minute, TouchEvery: time.Hour, Cookie: sessile.Cookie{Insecure: true}})
+		if err != nil {
+			return
+		}
+		s := &site{t: t, m: m, mux: http.NewServeMux()}
+		s.pages()
+		b := s.window("")
+		b.want("/login", "")
+		for range 4 {
+			time.Sleep(20 * time.Second)
+			b.want("/", `"alice" 0`)
+		}
+	})
+}
