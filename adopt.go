@@ -30,7 +30,8 @@ type Adopted[T any] struct {
 	// User is who is logged in, "" for nobody, and Login since when. The default is now.
 	User  string
 	Login time.Time
-	// Created is when it was made, and End its absolute deadline. The defaults are now, and that of Options.Absolute from now on.
+	// Created is when it was made, and End its absolute deadline. The defaults are now, and that of Options.Absolute from now on, which is
+	// also the latest that counts.
 	Created, End time.Time
 }
 
@@ -122,8 +123,9 @@ func (s *Session[T]) take(ctx context.Context, old *Adopted[T]) error {
 	if rec.user != "" {
 		rec.login = orNow(old.Login)
 	}
-	if rec.end.IsZero() && s.m.opt.Absolute > 0 {
-		rec.end = time.Now().Add(s.m.opt.Absolute)
+	// Not later, if the old one may last longer: the list of the user's sessions knows it for so long.
+	if last := time.Now().Add(s.m.opt.Absolute); s.m.opt.Absolute > 0 && (rec.end.IsZero() || rec.end.After(last)) {
+		rec.end = last
 	}
 	s.rec, s.value = rec, old.Value
 	next, err := s.next()

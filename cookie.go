@@ -94,7 +94,7 @@ func (c *Cookie) set(h http.Header, value string, life time.Duration) {
 
 func noStore(h http.Header) {
 	// A cache between would give one user's cookie to another one. Some have no-cache="Set-Cookie" for that, which caches ignore.
-	if h.Get("Cache-Control") == "" {
+	if now := strings.ToLower(h.Get("Cache-Control")); !strings.Contains(now, "no-store") && !strings.Contains(now, "private") {
 		h.Set("Cache-Control", "no-store")
 	}
 }

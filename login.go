@@ -27,10 +27,10 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 		return ErrLate
 	}
 	defer func(start time.Time) { s.m.saw(ctx, EventLogin, s.at, start, err) }(time.Now())
-	was := state[T]{s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone}
+	was := s.state()
 	defer func() {
 		if err != nil { // nobody is logged in by what comes later
-			s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone = was.token, was.at, was.blind, was.rec, was.raw, was.value, was.asOf, was.ops, was.dirty, was.gone
+			s.restore(was)
 		}
 	}()
 	now := time.Now()
@@ -65,7 +65,7 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 	}
 }
 
-// A state is what Login changes of a session.
+// A state is what Login and load change of a session.
 type state[T any] struct {
 	token token
 	at    Key
@@ -77,6 +77,14 @@ type state[T any] struct {
 	ops   []func(*T) error
 	dirty bool
 	gone  bool
+}
+
+func (s *Session[T]) state() state[T] {
+	return state[T]{s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone}
+}
+
+func (s *Session[T]) restore(was state[T]) {
+	s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone = was.token, was.at, was.blind, was.rec, was.raw, was.value, was.asOf, was.ops, was.dirty, was.gone
 }
 
 // placed is a record and where it lies; rec and raw are nil where nothing does.
@@ -296,7 +304,7 @@ const graveLife = 2 * time.Minute
 func (s *Session[T]) Logout(ctx context.Context) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rec != nil && s.raw != nil {
+	if s.raw != nil { // also one that cannot be read here: another process may
 		defer func(key Key, start time.Time) { s.m.saw(ctx, EventLogout, key, start, err) }(s.at, time.Now())
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 		defer cancel()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,7 +92,13 @@ func (s *Session[T]) enter(ctx context.Context) error {
 
 // load reads what lies where the session is, and goes after one that was renewed. Where there is none, rec is nil. want is nil
 // where a copy will not do.
-func (s *Session[T]) load(ctx context.Context, want *least) error {
+func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
+	was := s.state()
+	defer func() {
+		if err != nil { // an outage, and not "no session": what the request does next, a logout, say, is done to the one that it has
+			s.restore(was)
+		}
+	}()
 	s.rec, s.raw = nil, nil
 	rec, raw, err := s.m.find(ctx, s.at, want)
 	for hop := 0; rec != nil && rec.kind == moved; hop++ {
@@ -332,6 +339,7 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		kind = EventCreate
 	}
 	defer func(start time.Time) { s.m.saw(ctx, kind, s.at, start, err) }(time.Now())
+	var tries [][]byte // of unknown outcome: one may be executed when nobody waits for it any more
 	for try := 0; ; try++ {
 		was, isNew := *s.rec, s.raw == nil
 		next, err := s.next()
@@ -345,15 +353,17 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		}
 		err = fmt.Errorf("sessile: save: %w", err)
 		unknown := errors.Is(err, store.ErrUnknown)
-		if !unknown && (isNew || !errors.Is(err, store.ErrConflict)) || try == maxTries {
+		if !unknown && (isNew && tries == nil || !errors.Is(err, store.ErrConflict)) || try == maxTries {
 			return err // a new id of 160 random bits is nobody's
+		}
+		if unknown {
+			tries = append(tries, raw)
 		}
 		// Others write it at this moment, too: not all of them again at the same time.
 		if !backOff(ctx, try) {
 			return err
 		}
 		if lerr := s.load(ctx, nil); lerr != nil {
-			s.rec = &was
 			return errors.Join(err, lerr)
 		}
 		switch {
@@ -362,7 +372,7 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		case s.rec == nil || s.rec.incarnation != was.incarnation:
 			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
 			return ErrGone
-		case unknown && bytes.Equal(s.raw, raw):
+		case slices.ContainsFunc(tries, func(raw []byte) bool { return bytes.Equal(s.raw, raw) }):
 			s.ops, s.dirty = nil, false
 			return nil
 		}
@@ -377,6 +387,7 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer func() { s.w.begun = true }() // under mu: another goroutine of the request may be in Update
 	if !s.opened {
 		return nil
 	}
@@ -401,7 +412,7 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 	case err != nil:
 		s.m.log.Error("sessile: a session could not be saved, and its request is answered so", "error", err)
 		return err
-	case s.rec != nil && s.given() != s.sent:
+	case s.rec != nil && !s.blind && (!s.known() || s.saved && s.given() != s.sent): // blind: the browser has got a token that lasts longer
 		s.send(h, s.given())
 	case s.token == "" && s.sent != "" && !s.gone: // by this request: the cookie of a session that somebody else has ended may be another one by now
 		s.send(h, "")
@@ -414,7 +425,7 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 
 // given is what the client gets: the token and, where copies are kept, the version, so that it is never served an older one.
 func (s *Session[T]) given() string {
-	if s.m.near == nil || s.blind {
+	if s.m.near == nil {
 		return string(s.token)
 	}
 	return string(s.token) + least{s.rec.version, true}.String()
@@ -427,8 +438,10 @@ func (s *Session[T]) send(h http.Header, given string) {
 		return
 	}
 	var life time.Duration
-	if s.rec != nil {
-		life = s.m.life(s.rec)
+	if s.rec != nil { // it is not sent again when the session is extended
+		if life = maxAge; !s.rec.end.IsZero() {
+			life = time.Until(s.rec.end)
+		}
 	}
 	s.m.opt.Cookie.set(h, given, life)
 }
@@ -455,6 +468,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 		return
 	}
 	err := s.m.st.Touch(ctx, string(s.at), now.Add(s.m.life(s.rec)))
+	s.m.near.drop(string(s.at)) // a copy has the old deadline
 	if errors.Is(err, store.ErrAbsent) {
 		err = nil
 	}

@@ -250,6 +250,7 @@ func (m *Manager[T]) enter(ctx context.Context, at Key, mine indexEntry) (*userI
 	if err != nil {
 		return nil, err
 	}
+	x.entries = slices.DeleteFunc(x.entries, func(e indexEntry) bool { return e.key == mine.key }) // of an attempt whose outcome was not known
 	x.entries = append(m.young(x.entries, mine.entered), mine)
 	return x, m.saveIndex(ctx, x, mine.entered)
 }

@@ -19,7 +19,7 @@ type writer struct {
 
 // A committer is a Session, whatever its values are.
 type committer interface {
-	commit(h http.Header) error        // is called once, before the header is sent
+	commit(h http.Header) error        // is called once, before the header is sent; sets begun
 	unavailable(w http.ResponseWriter) // answers where that failed
 }
 
@@ -30,7 +30,6 @@ func (w *writer) begin() {
 			w.drop = true
 			w.session.unavailable(w.ResponseWriter)
 		}
-		w.begun = true
 	}
 }
 
