@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -123,47 +124,27 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 		}
 		writes = append(writes, write{old.key, mark, graveLife + m.opt.Grace, store.IfVersion(versionOf(old.raw))})
 	}
+	// First of all: as soon as the old one says where it goes on, others are there, too, be it that this process is no more.
 	var list []indexEntry
-	listed := make(chan error, 1)
-	enlist := func() (err error) {
-		if next.user != "" {
-			list, err = m.enlist(ctx, next.user, key, time.Now())
+	if next.user != "" {
+		if list, err = m.enlist(ctx, next.user, key, time.Now()); err != nil {
+			return err
 		}
-		return err
 	}
-	switch {
-	case login && m.opt.MaxSessions > 0 && m.opt.RefuseMore: // one after the other: whether it may be at all
-		if err := enlist(); err != nil {
-			return err
-		}
+	if login && m.opt.MaxSessions > 0 && m.opt.RefuseMore {
 		if err := m.mayBe(ctx, next.user, list, key, old.key); err != nil {
-			_, _ = m.end(ctx, placed{key: key}) // nor does it count as one that is just being made
+			m.forget(ctx, key) // nor does it count as one that is just being made
 			return err
 		}
-		listed <- nil
-	case next.user == "":
-		listed <- nil
-	default: // at once: nobody knows the token before both are done
-		go func() { listed <- enlist() }()
 	}
 	raw, err := m.writeAll(ctx, writes)
-	if lerr := <-listed; err == nil && lerr != nil {
-		// A session that is not in the list could not be revoked. The old one comes back if it can.
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Timeout)
-		defer cancel()
-		_, _ = m.end(undo, placed{key, next, raw[0]})
-		if old.rec != nil {
-			_, _ = m.write(undo, old.key, old.rec, m.life(old.rec), store.IfVersion(versionOf(raw[1])))
-		}
-		return lerr
-	}
 	if err != nil {
 		return err
 	}
 	s.token, s.at, s.blind, s.asOf = tok, key, false, time.Time{}
 	s.written(next, raw[0])
 	if login && m.opt.MaxSessions > 0 && !m.opt.RefuseMore {
-		if err := m.trim(ctx, next.user, list); err != nil {
+		if err := m.trim(ctx, next.user, list, key); err != nil {
 			m.log.Warn("sessile: a user has more sessions than he may have, and the oldest could not be ended", "error", err)
 		}
 	}
@@ -179,9 +160,10 @@ type write struct {
 }
 
 // writeAll does one write or two: a new session, and what lies in the place of the old one then. It answers store.ErrConflict where
-// nothing is done, and may be attempted anew with another key for the new session.
+// nothing is done, and may be attempted anew with another key for the new session. It goes on though the client has gone.
 func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte, err error) {
-	ctx = store.Replicated(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(store.Replicated(ctx)), m.opt.Timeout)
+	defer cancel()
 	batch := make([]store.Write, len(writes))
 	now := time.Now()
 	for i, w := range writes {
@@ -199,43 +181,48 @@ func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte
 	}()
 	err = errors.ErrUnsupported
 	if m.batcher != nil && len(batch) > 1 {
-		err = m.batcher.SaveAll(ctx, batch)
+		err = m.settle(ctx, batch[len(batch)-1], func() error { return m.batcher.SaveAll(ctx, batch) })
 	}
-	alone := errors.Is(err, errors.ErrUnsupported)
-	for i := 0; alone && i < len(batch); i++ {
-		if err = m.st.Save(ctx, batch[i].Key, batch[i].Record, batch[i].Condition); err != nil {
-			break
-		}
-	}
-	if err == nil || !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
-		if err != nil && alone {
-			m.forget(ctx, batch[0].Key)
-		}
-		return raw, err
-	}
-	// The last of them tells what became of all.
-	last := len(writes) - 1
-	if errors.Is(err, store.ErrUnknown) {
-		_, there, ferr := m.find(ctx, writes[last].key, nil)
-		if ferr == nil && bytes.Equal(there, raw[last]) {
-			if _, first, ferr := m.find(ctx, writes[0].key, nil); ferr == nil && bytes.Equal(first, raw[0]) {
-				return raw, nil
+	if errors.Is(err, errors.ErrUnsupported) {
+		for _, w := range batch {
+			if err = m.settle(ctx, w, func() error { return m.st.Save(ctx, w.Key, w.Record, w.Condition) }); err != nil {
+				break
 			}
 		}
-		if ferr != nil {
-			m.forget(ctx, batch[0].Key)
-			return nil, err
-		}
 	}
-	m.forget(ctx, batch[0].Key)
-	return nil, fmt.Errorf("%w: %w", store.ErrConflict, err)
+	if err != nil && !errors.Is(err, store.ErrUnknown) { // else the old one may have gone on as the new one
+		m.forget(ctx, writes[0].key)
+	}
+	return raw, err
 }
 
-// forget takes a new session away that nobody was told of. If not now, it ends by itself.
-func (m *Manager[T]) forget(ctx context.Context, name string) {
+// settle does save until it is known what has become of it. last is its last write, which lies there when all is done, and which nobody
+// replaces who has not seen all. What is executed when nobody waits for it any more does the same.
+func (m *Manager[T]) settle(ctx context.Context, last store.Write, save func() error) error {
+	unknown := false
+	for try := 0; ; try++ {
+		err := save()
+		if err == nil || !errors.Is(err, store.ErrUnknown) && !unknown {
+			return err
+		}
+		unknown = true
+		got, lerr := m.st.Load(ctx, last.Key)
+		switch {
+		case lerr == nil && bytes.Equal(got.Data, last.Record.Data):
+			return nil
+		case errors.Is(err, store.ErrConflict) && (lerr == nil || errors.Is(lerr, store.ErrAbsent)):
+			return err
+		case try == maxTries || !backOff(ctx, try):
+			return fmt.Errorf("%w: %w", store.ErrUnknown, err)
+		}
+	}
+}
+
+// forget has a new session be over that nobody was told of, and that may still be written. If not now, it ends by itself.
+func (m *Manager[T]) forget(ctx context.Context, key Key) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Timeout)
 	defer cancel()
-	_, _ = m.st.Delete(ctx, name, store.Always)
+	_, _ = m.end(ctx, placed{key: key}, nil)
 }
 
 // Renew gives the session a new token: after a change of what its user may do, say. Requests that are under way with the old one, and
@@ -308,7 +295,7 @@ func (s *Session[T]) Logout(ctx context.Context) (err error) {
 		defer func(key Key, start time.Time) { s.m.saw(ctx, EventLogout, key, start, err) }(s.at, time.Now())
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 		defer cancel()
-		if _, err := s.m.end(ctx, placed{s.at, s.rec, s.raw}); err != nil {
+		if _, err := s.m.end(ctx, placed{s.at, s.rec, s.raw}, nil); err != nil {
 			return fmt.Errorf("sessile: logout: %w", err)
 		}
 	}
@@ -321,11 +308,11 @@ func (s *Session[T]) Logout(ctx context.Context) (err error) {
 const maxEnds = 100
 
 // end leaves in the place of a session that it is over, and in that of what it goes on as where it was renewed meanwhile. ended says
-// whether there was one.
-func (m *Manager[T]) end(ctx context.Context, p placed) (ended bool, err error) {
+// whether there was one. Those that are among spared stay.
+func (m *Manager[T]) end(ctx context.Context, p placed, spared [][6]byte) (ended bool, err error) {
 	ctx = store.Replicated(ctx)
 	for try := 0; ; try++ {
-		if p.rec != nil && p.rec.kind == over {
+		if p.rec != nil && (p.rec.kind == over || slices.Contains(spared, p.rec.incarnation)) {
 			return ended, nil
 		}
 		if p.rec != nil && p.rec.kind == moved {

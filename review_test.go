@@ -431,24 +431,14 @@ func TestReviewALoginIsTakenBack(t *testing.T) {
 			b.want("/login", "")
 			old := b.cookie
 			other := s.window(old)
-			marked, free := newStop(), make(chan bool)
-			st.set(func(c *call) error {
-				switch {
-				case c.list && c.op == "save":
-					<-free
-					return errUnavailable
-				case c.kind == 'm':
-					err := c.do()
-					synctest.Wait() // the list is being written
-					st.set(nil)
-					marked.wait()
-					return err
-				}
-				return c.do()
+			listing := newStop()
+			st.once(func(c *call) bool { return c.list && c.op == "save" }, func(*call) error {
+				listing.wait()
+				return errUnavailable
 			})
-			marked.at(func() { b.get("/login") }, func() {
+			listing.at(func() { b.get("/login") }, func() {
+				synctest.Wait() // what is done besides is done
 				other.want(path, "")
-				close(free)
 			})
 			want := map[string]string{"/logout": `"" 0`, "/add": `"alice" 1`}[path]
 			s.window(old).want("/", want)
@@ -517,15 +507,8 @@ func TestReviewRevokeOthersWhileRenewed(t *testing.T) {
 		b.want("/login", "")
 		key := sessile.Key(b.get("/key"))
 		listed := newStop()
-		st.set(func(c *call) error {
-			if c.list && c.op == "save" {
-				err := c.do()
-				st.set(nil)
-				return err
-			}
-			if !c.list && c.op != "load" {
-				listed.wait() // it is in the list, and not there yet
-			}
+		st.once(func(c *call) bool { return !c.list && c.op != "load" }, func(c *call) error {
+			listed.wait() // it is in the list, and not there yet
 			return c.do()
 		})
 		var done sync.WaitGroup
@@ -621,7 +604,7 @@ func TestReviewTheLimit(t *testing.T) {
 				at.wait()
 				return c.do()
 			})
-			at.at(func() { a.want("/renew", "") }, func() {
+			at.at(func() { a.get("/renew") }, func() {
 				synctest.Wait()
 				b.get("/login")
 			})
@@ -956,4 +939,155 @@ func TestReviewTouchedTooSeldom(t *testing.T) {
 			b.want("/", `"alice" 0`)
 		}
 	})
+}
+
+// A session that is renewed between two looks of a list is in it once, and is one for the limit.
+func TestReviewListedOnce(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 2})
+		b, other := s.window(""), s.window("")
+		b.want("/login", "")
+		key := b.get("/key")
+		midway := newStop()
+		st.once(func(c *call) bool { return c.op != "load" && !c.list }, func(c *call) error { // its new place is in the list
+			midway.wait()
+			return c.do()
+		})
+		var done sync.WaitGroup
+		done.Go(func() { b.want("/renew", "") })
+		<-midway.here
+		synctest.Wait()
+		st.once(func(c *call) bool { return c.op == "load" && c.key == key }, func(c *call) error {
+			err := c.do()
+			close(midway.on)
+			done.Wait()
+			return err
+		})
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+		other.want("/login", "")
+		b.want("/", `"alice" 0`)
+	})
+}
+
+// A session that is just being renewed is one, not two.
+func TestReviewRefuseMoreWhileRenewed(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 2, RefuseMore: true})
+		b, other := s.window(""), s.window("")
+		b.want("/login", "")
+		midway := newStop()
+		st.once(func(c *call) bool { return c.op != "load" && !c.list }, func(c *call) error {
+			midway.wait()
+			return c.do()
+		})
+		midway.at(func() { b.want("/renew", "") }, func() {
+			synctest.Wait()
+			other.want("/login", "")
+		})
+	})
+}
+
+// Held: an old session whose loading takes long is not taken over again when ours is over by logout.
+func TestReviewSlowAdoptionAndLogout(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice"}}}
+		o := was.origin()
+		load, midway, slow := o.Load, newStop(), true
+		o.Load = func(ctx context.Context, id string) (*sessile.Adopted[data], error) {
+			old, err := load(ctx, id)
+			if slow {
+				slow = false
+				midway.wait()
+			}
+			return old, err
+		}
+		s := newPages(t, st, sessile.Options{Secret: []byte("secret")})
+		if err := s.m.Adopt(o); err != nil {
+			t.Fatal(err)
+		}
+		b, late := s.window("old=a"), s.window("old=a")
+		midway.at(func() { late.want("/", `"" 0`) }, func() {
+			b.want("/", `"alice" 0`)
+			b.want("/logout", "")
+		})
+		s.window("old=a").want("/", `"" 0`)
+	})
+}
+
+// Held: what ends a session of unknown outcome, be it executed at once, later or never, ends it once, and nothing else.
+func TestReviewLateLogout(t *testing.T) {
+	for _, when := range []string{"at once", "later", "never"} {
+		eachWay(t, func(t *testing.T, st *play) {
+			s := newPages(t, st, sessile.Options{})
+			b := s.window("")
+			b.want("/login", "")
+			old := b.cookie
+			var late func() error
+			st.once(func(c *call) bool { return c.kind == 'o' }, func(c *call) error {
+				switch when {
+				case "at once":
+					_ = c.do()
+				case "later":
+					late = c.do
+				}
+				return errUnknown
+			})
+			b.want("/logout", "")
+			s.window(old).want("/", `"" 0`)
+			b.want("/login", "")
+			if late != nil {
+				_ = late()
+			}
+			b.want("/", `"alice" 0`)
+			s.window(old).want("/", `"" 0`)
+		})
+	}
+}
+
+// Held: of a save, a touch, a renewal or a login again that are under way when a session is ended none brings it back.
+func TestReviewUnderWayWhenEnded(t *testing.T) {
+	for _, path := range []string{"/", "/add", "/renew"} {
+		for _, how := range []string{"logout", "revoke"} {
+			for n := range 4 {
+				eachWay(t, func(t *testing.T, st *play) {
+					s := newPages(t, st, sessile.Options{TouchEvery: -1})
+					b := s.window("")
+					b.want("/login", "")
+					old := b.cookie
+					out := s.window(old)
+					midway, seen := newStop(), 0
+					st.set(func(c *call) error {
+						if seen++; seen == n+1 {
+							st.set(nil)
+							midway.wait()
+						}
+						return c.do()
+					})
+					done := make(chan bool)
+					go func() { b.get(path); close(done) }()
+					select {
+					case <-midway.here:
+						if how == "logout" {
+							out.get("/logout")
+						} else if _, err := s.m.Revoke(t.Context(), "alice"); err != nil {
+							t.Error(err)
+						}
+						close(midway.on)
+						<-done
+					case <-done:
+						st.set(nil)
+						return
+					}
+					for _, cookie := range []string{old, b.cookie} {
+						s.window(cookie).want("/", `"" 0`)
+					}
+					if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 0 || err != nil {
+						t.Errorf("%s, %s, %d: %d sessions, %v", path, how, n, len(list), err)
+					}
+				})
+			}
+		}
+	}
 }

@@ -405,6 +405,10 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 			s.m.log.Warn("sessile: a session could not be given a new token", "error", rerr)
 		}
 	}
+	send := s.rec != nil && !s.blind && (!s.known() || s.saved && s.given() != s.sent) // blind: the browser has got a token that lasts longer
+	if send && !s.saved && err == nil {
+		send = s.lasts(ctx)
+	}
 	switch {
 	case errors.Is(err, ErrGone):
 		s.m.log.Info("sessile: the session was destroyed while a request was using it, and what that has changed is dropped")
@@ -412,7 +416,7 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 	case err != nil:
 		s.m.log.Error("sessile: a session could not be saved, and its request is answered so", "error", err)
 		return err
-	case s.rec != nil && !s.blind && (!s.known() || s.saved && s.given() != s.sent): // blind: the browser has got a token that lasts longer
+	case send:
 		s.send(h, s.given())
 	case s.token == "" && s.sent != "" && !s.gone: // by this request: the cookie of a session that somebody else has ended may be another one by now
 		s.send(h, "")
@@ -421,6 +425,18 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 		s.m.origin.drop(h)
 	}
 	return nil
+}
+
+// lasts reports whether a token that this request has found, and not made, is still the session's: by a login meanwhile the browser has got
+// another one, whose place it would take.
+func (s *Session[T]) lasts(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
+	defer cancel()
+	was := s.state()
+	err := s.load(ctx, nil)
+	same := err == nil && s.rec != nil && !s.blind && s.token == was.token
+	s.restore(was)
+	return same
 }
 
 // given is what the client gets: the token and, where copies are kept, the version, so that it is never served an older one.

@@ -35,6 +35,9 @@ func (m *Manager[T]) Sessions(ctx context.Context, user string) ([]Info[T], erro
 	if err != nil {
 		return nil, err
 	}
+	if all, err = m.follow(ctx, all); err != nil {
+		return nil, err
+	}
 	var list []Info[T]
 	for _, p := range all {
 		if !p.of(user) {
@@ -60,14 +63,13 @@ func (m *Manager[T]) Revoke(ctx context.Context, user string, except ...Key) (n 
 	if err != nil {
 		return 0, err
 	}
-	for _, p := range all { // one may have been renewed since its key was asked for
-		if p.rec != nil && p.rec.kind == moved && slices.Contains(except, p.key) {
-			if next, ok := decodeSuccessor(p.rec.body); ok {
-				except = append(slices.Clip(except), next.key)
-			}
+	var spared [][6]byte // which stays the same when a session is renewed, meanwhile or since its key was asked for
+	for _, p := range all {
+		if p.rec != nil && slices.Contains(except, p.key) {
+			spared = append(spared, p.rec.incarnation)
 		}
 	}
-	return m.revoke(ctx, user, all, func(k Key) bool { return !slices.Contains(except, k) })
+	return m.revoke(ctx, user, all, spared, func(k Key) bool { return !slices.Contains(except, k) })
 }
 
 // RevokeOnly ends those of user's sessions that are named.
@@ -76,16 +78,16 @@ func (m *Manager[T]) RevokeOnly(ctx context.Context, user string, keys ...Key) (
 	if err != nil {
 		return 0, err
 	}
-	return m.revoke(ctx, user, all, func(k Key) bool { return slices.Contains(keys, k) })
+	return m.revoke(ctx, user, all, nil, func(k Key) bool { return slices.Contains(keys, k) })
 }
 
-func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, this func(Key) bool) (n int, err error) {
+func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared [][6]byte, this func(Key) bool) (n int, err error) {
 	for _, p := range all {
 		// Also where there is none: it may be just about to be made.
 		if !this(p.key) || p.rec != nil && p.rec.user != user {
 			continue
 		}
-		ended, err := m.end(ctx, p)
+		ended, err := m.end(ctx, p, spared)
 		if err != nil {
 			return n, fmt.Errorf("sessile: revoke: %w", err)
 		}
@@ -99,7 +101,11 @@ func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, this
 
 // sessionsOf returns what lies under the keys in the user's list, in its order.
 func (m *Manager[T]) sessionsOf(ctx context.Context, user string) (all []placed, err error) {
-	for _, keys := range m.keys {
+	return m.listed(ctx, user, m.keys)
+}
+
+func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all []placed, err error) {
+	for _, keys := range by {
 		x, err := m.index(ctx, keys.user(user))
 		if err != nil {
 			return nil, err
@@ -111,6 +117,34 @@ func (m *Manager[T]) sessionsOf(ctx context.Context, user string) (all []placed,
 		all = append(all, some...)
 	}
 	return all, nil
+}
+
+// follow has each session be there once: one that is renewed while its user's list is looked through may be found in its old place and
+// in its new one, or in neither of them.
+func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, err error) {
+	at := map[[6]byte]int{}
+	for _, p := range all {
+		for hop := 0; p.rec != nil && p.rec.kind == moved && hop <= maxHops; hop++ {
+			next, ok := decodeSuccessor(p.rec.body)
+			if !ok {
+				break
+			}
+			p.key = next.key
+			if p.rec, p.raw, err = m.find(ctx, p.key, nil); err != nil {
+				return nil, err
+			}
+		}
+		if p.rec == nil || p.rec.kind != live {
+			continue
+		}
+		if i, ok := at[p.rec.incarnation]; ok {
+			each[i] = p
+			continue
+		}
+		at[p.rec.incarnation] = len(each)
+		each = append(each, p)
+	}
+	return each, nil
 }
 
 // findAll is find for each, in one round trip where the store can do that.
@@ -304,7 +338,19 @@ func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, 
 	}
 	n := 0
 	for i, p := range all {
-		if p.of(user) || p.raw == nil && time.Since(before[i].entered) < pending {
+		if p.raw == nil && time.Since(before[i].entered) < pending {
+			n++
+		}
+	}
+	older, err := m.listed(ctx, user, m.keys[1:])
+	if err == nil {
+		all, err = m.follow(ctx, append(all, older...))
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if p.of(user) && p.key != mine && p.key != old {
 			n++
 		}
 	}
@@ -314,20 +360,32 @@ func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, 
 	return nil
 }
 
-// trim ends the oldest sessions of a user who has more than he may have.
-func (m *Manager[T]) trim(ctx context.Context, user string, list []indexEntry) error {
-	if len(list) <= m.opt.MaxSessions {
+// trim ends the oldest sessions of a user who has more than he may have, but not the one that he has just logged in in.
+func (m *Manager[T]) trim(ctx context.Context, user string, list []indexEntry, mine Key) error {
+	older, err := m.listed(ctx, user, m.keys[1:])
+	if err != nil {
+		return err
+	}
+	if len(list)+len(older) <= m.opt.MaxSessions {
 		return nil
 	}
 	all, err := m.findAll(ctx, list)
+	if err == nil {
+		all, err = m.follow(ctx, append(all, older...))
+	}
 	if err != nil {
 		return err
 	}
 	all = slices.DeleteFunc(all, func(p placed) bool { return !p.of(user) })
-	slices.SortStableFunc(all, func(a, b placed) int { return a.rec.login.Compare(b.rec.login) })
+	slices.SortStableFunc(all, func(a, b placed) int {
+		if a.key == mine || b.key == mine { // its clock may be another one than theirs, or it was slow
+			return map[bool]int{a.key == mine: 1, b.key == mine: -1}[true]
+		}
+		return a.rec.login.Compare(b.rec.login)
+	})
 	if len(all) <= m.opt.MaxSessions {
 		return nil
 	}
-	_, err = m.revoke(ctx, user, all[:len(all)-m.opt.MaxSessions], func(Key) bool { return true })
+	_, err = m.revoke(ctx, user, all[:len(all)-m.opt.MaxSessions], nil, func(Key) bool { return true })
 	return err
 }
