@@ -179,7 +179,7 @@ func TestNear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mem := memory.New(memory.Options{})
 		here, there := &tracker{Store: mem}, &tracker{Store: mem}
-		opt := sessile.Options{Near: 5 * time.Second, TouchEvery: time.Hour}
+		opt := sessile.Options{Near: 5 * time.Second, TouchEvery: 20 * time.Minute}
 		a, b := newPages(t, here, opt), newPages(t, there, opt)
 		// News from elsewhere do not come: so it is when a connection has just been lost.
 		w := a.window("")

@@ -50,7 +50,7 @@ type Options struct {
 	// Absolute is the time after which every session is over. The default is 12 hours. Negative: no such limit (ASVS 7.3.2 asks for
 	// the reason to be written down).
 	Absolute time.Duration
-	// TouchEvery is the least time between two extensions of one session by this process. 0 means a tenth of Idle; negative: at every
+	// TouchEvery is the least time between two extensions of one session by this process, less than Idle. 0 means a tenth of Idle; negative: at every
 	// request, which costs a round trip each.
 	TouchEvery time.Duration
 	// RenewEvery gives a session that is used a new token when it has had the old one for so long, no less than Grace. 0: only Login and
@@ -166,6 +166,8 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 		return nil, fmt.Errorf("sessile: an idle timeout of %v is not one", opt.Idle)
 	case opt.Absolute > 0 && opt.Absolute < opt.Idle:
 		return nil, fmt.Errorf("sessile: the absolute timeout, %v, is shorter than the idle timeout, %v", opt.Absolute, opt.Idle)
+	case opt.TouchEvery >= opt.Idle:
+		return nil, fmt.Errorf("sessile: sessions that are extended every %v only end after %v, used or not", opt.TouchEvery, opt.Idle)
 	case opt.Timeout < 0, opt.Grace < 0, opt.RenewEvery < 0, opt.Near < 0, opt.MaxSessions < 0:
 		return nil, errors.New("sessile: Timeout, Grace, RenewEvery, Near or MaxSessions is negative")
 	case opt.RenewEvery > 0 && opt.RenewEvery < opt.Grace:
