@@ -213,7 +213,7 @@ func (m *Manager[T]) settle(ctx context.Context, last store.Write, save func() e
 		case errors.Is(err, store.ErrConflict) && (lerr == nil || errors.Is(lerr, store.ErrAbsent)):
 			return err
 		case try == maxTries || !backOff(ctx, try):
-			return fmt.Errorf("%w: %w", store.ErrUnknown, err)
+			return fmt.Errorf("%w: %v", store.ErrUnknown, err) // also where the last attempt has met the first
 		}
 	}
 }
@@ -291,7 +291,7 @@ const graveLife = 2 * time.Minute
 func (s *Session[T]) Logout(ctx context.Context) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.raw != nil { // also one that cannot be read here: another process may
+	if s.raw != nil && !s.gone { // also one that cannot be read here: another process may
 		defer func(key Key, start time.Time) { s.m.saw(ctx, EventLogout, key, start, err) }(s.at, time.Now())
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 		defer cancel()

@@ -373,7 +373,7 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
 			return ErrGone
 		case slices.ContainsFunc(tries, func(raw []byte) bool { return bytes.Equal(s.raw, raw) }):
-			s.ops, s.dirty = nil, false
+			s.ops, s.dirty, s.saved = nil, false, true
 			return nil
 		}
 		s.m.saw(ctx, EventConflict, s.at, time.Time{}, nil)
