@@ -191,7 +191,9 @@ func TestNear(t *testing.T) {
 		if here.loads > 3 {
 			t.Errorf("%d were loaded", here.loads)
 		}
-		at := func(s *site) *window { return &window{t: t, handler: s.m.Handler(s.mux), cookie: w.cookie} }
+		at := func(s *site) *window {
+			return &window{t: t, handler: s.m.Handler(s.mux), cookie: w.cookie, version: w.version}
+		}
 		other := at(b)
 		other.want("/", `"alice" 1`)
 		w.want("/add", "")
@@ -199,13 +201,13 @@ func TestNear(t *testing.T) {
 		at(b).want("/", `"alice" 2`)
 		other = at(b)
 		other.want("/add", "")
-		w.cookie = other.cookie
+		w.version = other.version
 		w.want("/", `"alice" 3`)
 		// A change is made of what is there, not of a copy.
 		stale := at(a)
 		other.want("/add", "")
 		stale.want("/add", "")
-		w.cookie = stale.cookie
+		w.version = stale.version
 		w.want("/", `"alice" 5`)
 		// A logout elsewhere is known after Near at the latest.
 		at(b).want("/", `"alice" 5`)
@@ -225,10 +227,10 @@ func TestNear(t *testing.T) {
 		// A version that was never there, made up, is as good as none.
 		w = a.window("")
 		w.want("/add", "")
-		w.cookie = w.cookie[:len(w.cookie)-4] + "____"
-		w.want("/", `"" 1`)
-		w.cookie = w.cookie[:len(w.cookie)-4] + "!!!!"
-		w.want("/", `"" 0`)
+		for _, bad := range []string{w.version[:len(w.version)-4] + "____", w.version[:len(w.version)-4] + "!!!!", "session-v=x", "session-v="} {
+			w.version = bad
+			w.want("/", `"" 1`)
+		}
 	})
 }
 
@@ -244,18 +246,23 @@ func TestNearOnRedis(t *testing.T) {
 		t.Cleanup(func() { st.Close() })
 		sites[i] = newPages(t, st, sessile.Options{Near: time.Hour})
 	}
-	here, there := sites[0].window(""), func(cookie string) *window { return sites[1].window(cookie) }
+	here := sites[0].window("")
+	there := func() *window { // another window of the same browser
+		w := sites[1].window(here.cookie)
+		w.version = here.version
+		return w
+	}
 	here.want("/login", "")
 	for n := range 20 {
 		here.want("/add", "")
-		there(here.cookie).want("/", fmt.Sprintf(`"alice" %d`, n+1)) // its own writes, at once
+		there().want("/", fmt.Sprintf(`"alice" %d`, n+1)) // its own writes, at once
 	}
-	old := there(here.cookie) // another window, which does not hear of the new version by its cookie
+	old := there() // another window, which does not hear of the new version by its cookie
 	old.want("/", `"alice" 20`)
 	soon := func(want string) {
 		t.Helper()
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-			got := there(old.cookie).get("/")
+			got := old.get("/")
 			if got == want {
 				return
 			}
@@ -274,7 +281,7 @@ func TestNearOnRedis(t *testing.T) {
 	}
 	before := count(gets())
 	for range 50 {
-		there(old.cookie).want("/", `"alice" 21`)
+		old.want("/", `"alice" 21`)
 	}
 	if after := count(gets()); after != before {
 		t.Errorf("%s GETs have become %s", before, after)

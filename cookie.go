@@ -56,13 +56,13 @@ func (c *Cookie) complete() error {
 	case c.Partitioned && c.Insecure:
 		return errors.New("sessile: Partitioned is for HTTPS only: browsers refuse it")
 	}
-	return c.made("x", 0).Valid()
+	return c.made("", "x", 0).Valid()
 }
 
-// read returns the cookie's value in a request, "" for none. Of two that differ none counts: one of them was put there by somebody
+// read returns the value of the cookie, or of one whose name is longer by suffix, in a request, "" for none. Of two that differ none counts: one of them was put there by somebody
 // else (another host below the same domain), and nobody knows which.
-func (c *Cookie) read(r *http.Request) (value string, ok bool) {
-	for i, cookie := range r.CookiesNamed(c.Name) {
+func (c *Cookie) read(r *http.Request, suffix string) (value string, ok bool) {
+	for i, cookie := range r.CookiesNamed(c.Name + suffix) {
 		if i > 0 && cookie.Value != value {
 			return "", false
 		}
@@ -71,23 +71,23 @@ func (c *Cookie) read(r *http.Request) (value string, ok bool) {
 	return value, true
 }
 
-func (c *Cookie) made(value string, life time.Duration) *http.Cookie {
-	return &http.Cookie{Name: c.Name, Value: value, Domain: c.Domain, Path: c.Path, Secure: !c.Insecure, HttpOnly: true,
+func (c *Cookie) made(suffix, value string, life time.Duration) *http.Cookie {
+	return &http.Cookie{Name: c.Name + suffix, Value: value, Domain: c.Domain, Path: c.Path, Secure: !c.Insecure, HttpOnly: true,
 		SameSite: c.SameSite, Partitioned: c.Partitioned, MaxAge: int(life / time.Second)}
 }
 
 const maxAge = 400 * 24 * time.Hour
 
-// set sets the cookie in a response, or its end where value is "". life is that of one that stays.
-func (c *Cookie) set(h http.Header, value string, life time.Duration) {
+// set sets the cookie, or one whose name is longer by suffix, in a response, or its end where value is "". life is that of one that stays.
+func (c *Cookie) set(h http.Header, suffix, value string, life time.Duration) {
 	if life = min(life, maxAge); !c.Persistent {
 		life = 0
 	}
-	cookie := c.made(value, life)
+	cookie := c.made(suffix, value, life)
 	if value == "" {
 		cookie.MaxAge = -1
 	}
-	lines := slices.DeleteFunc(h["Set-Cookie"], func(line string) bool { return strings.HasPrefix(line, c.Name+"=") })
+	lines := slices.DeleteFunc(h["Set-Cookie"], func(line string) bool { return strings.HasPrefix(line, c.Name+suffix+"=") })
 	h["Set-Cookie"] = append(lines, cookie.String())
 	noStore(h)
 }

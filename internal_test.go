@@ -164,8 +164,8 @@ func TestCookies(t *testing.T) {
 		}
 		h := http.Header{}
 		h.Add("Set-Cookie", "other=1")
-		c.cookie.set(h, "x", time.Minute)
-		c.cookie.set(h, "T", time.Minute)
+		c.cookie.set(h, "", "x", time.Minute)
+		c.cookie.set(h, "", "T", time.Minute)
 		if got := h["Set-Cookie"]; len(got) != 2 || got[1] != c.want {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
@@ -185,7 +185,7 @@ func TestDuplicateCookies(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Cookie", header)
-		if got, _ := c.read(r); got != want {
+		if got, _ := c.read(r, ""); got != want {
 			t.Errorf("%s: got %q, want %q", header, got, want)
 		}
 	}

@@ -35,31 +35,38 @@ func newNear(t store.Tracker, life time.Duration) (n *near, err error) {
 	return n, err
 }
 
-// A least is the version that a client knows of, which its cookie says: it is not served an older one. So it reads its own writes,
-// whichever process they went to.
+// A least is the version of its session that a browser knows of: it is served no older copy. So it reads its own writes, whichever
+// process they went to. Who knows of none is served no copy.
+//
+// It is in a cookie of its own, beside that of the token: a response that comes late may set it back, but not the token.
 type least struct {
 	version uint32 // 24 bits
 	known   bool
 }
 
-const leastLen = 4
+// leastCookie is what the name of that cookie ends with. Its value begins with the end of the session's key, so that it does not
+// count for another session.
+const leastCookie = "-v"
 
-func (l least) String() string {
-	return base64.RawURLEncoding.EncodeToString([]byte{byte(l.version >> 16), byte(l.version >> 8), byte(l.version)})
+const leastEnd = 4
+
+func (l least) value(key Key) string {
+	return string(key[len(key)-leastEnd:]) + base64.RawURLEncoding.EncodeToString([]byte{byte(l.version >> 16), byte(l.version >> 8), byte(l.version)})
 }
 
-func parseLeast(s string) (l least, ok bool) {
-	b, err := strict.DecodeString(s)
-	if err != nil || len(s) != leastLen || len(b) != 3 {
-		return l, false
+func parseLeast(value string, key Key) (l least) {
+	end, text := value[:min(len(value), leastEnd)], value[min(len(value), leastEnd):]
+	b, err := strict.DecodeString(text)
+	if err != nil || len(text) != 4 || len(b) != 3 || end != string(key[len(key)-leastEnd:]) {
+		return l
 	}
-	return least{uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]), true}, true
+	return least{uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]), true}
 }
 
 // met reports whether a record is of that version or a later one. Versions begin anew after 2^24.
 func (l least) met(data []byte) bool {
 	version, ok := versionIn(data)
-	return !l.known || ok && (version-l.version)&0xffffff < 1<<23
+	return l.known && ok && (version-l.version)&0xffffff < 1<<23
 }
 
 // get returns the record under name, which nobody may change.

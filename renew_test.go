@@ -23,6 +23,7 @@ type window struct {
 	t       *testing.T
 	handler http.Handler
 	cookie  string // "name=value"
+	version string // the same, of the one whose name ends in -v
 	header  http.Header
 }
 
@@ -30,7 +31,7 @@ func (w *window) get(path string) string {
 	w.t.Helper()
 	r := httptest.NewRequest("GET", path, nil)
 	if w.cookie != "" {
-		r.Header.Set("Cookie", w.cookie)
+		r.Header.Set("Cookie", strings.Trim(w.cookie+"; "+w.version, "; "))
 	}
 	for k, v := range w.header {
 		r.Header[k] = v
@@ -40,6 +41,8 @@ func (w *window) get(path string) string {
 	resp := rec.Result()
 	for _, c := range resp.Cookies() {
 		switch {
+		case strings.HasSuffix(c.Name, "-v"):
+			w.version = c.Name + "=" + c.Value
 		case c.MaxAge < 0 && strings.HasPrefix(w.cookie, c.Name+"="):
 			w.cookie = ""
 		case c.MaxAge >= 0:

@@ -688,9 +688,6 @@ func TestReviewACookieInTheWayOfALogin(t *testing.T) {
 func TestReviewACookieInTheWayNear(t *testing.T) {
 	for _, what := range []string{"reads before the login", "reads behind the login", "writes before the login"} {
 		t.Run(what, func(t *testing.T) {
-			if strings.HasPrefix(what, "writes") {
-				notYet(t)
-			}
 			synctest.Test(t, func(t *testing.T) {
 				s := newPages(t, &tracker{Store: memory.New(memory.Options{})}, sessile.Options{Near: 5 * time.Second})
 				at := newStop()

@@ -81,7 +81,8 @@ type Options struct {
 	// all processes, and have it write then.
 	Codecs []Codec
 	// Near keeps copies of sessions in this process for up to so long, so that most requests that only read ask nobody. The store tells
-	// when one changes, and a browser never sees a session from before its own writes: its cookie knows the version. What others
+	// when one changes, and a browser never sees a session from before its own writes: a second cookie, called like the first one with -v,
+	// knows the version. (Clients with Header are served no copies.) What others
 	// do (a logout elsewhere, Revoke) is seen within milliseconds, and within Near if that news is lost. So is a change
 	// that is made after the response has begun, by another process. The store has to be opened to track
 	// (redis://...?track=yes). The default is none.
@@ -266,17 +267,13 @@ func (m *Manager[T]) Handler(next http.Handler) http.Handler {
 
 func (m *Manager[T]) serve(w http.ResponseWriter, r *http.Request, next http.Handler, byHeader bool) {
 	s := &Session[T]{m: m, r: r, byHeader: byHeader}
-	read := m.opt.Cookie.read
+	value, ok := m.opt.Cookie.read(r, "")
 	if byHeader {
-		read = m.opt.readHeader
+		value, ok = m.opt.readHeader(r)
 	}
-	value, ok := read(r)
-	if value != "" && ok {
-		if s.token, s.least, ok = parseValue(value); ok {
-			s.sent = value
-		}
-	}
-	if !ok {
+	if ok && token(value).valid() {
+		s.token, s.sent = token(value), value
+	} else if !ok || value != "" {
 		m.saw(r.Context(), EventRefused, "", time.Time{}, nil)
 	}
 	s.w = writer{ResponseWriter: w, session: s}
@@ -290,19 +287,6 @@ func (s *Session[T]) unavailable(w http.ResponseWriter) { s.m.opt.Unavailable.Se
 
 // commit implements committer.
 func (s *Session[T]) commit(h http.Header) error { return s.atHeader(s.r.Context(), h) }
-
-// parseValue reads what a client has: a token and, where copies of sessions are kept, a version.
-func parseValue(value string) (t token, l least, ok bool) {
-	t, ok = token(value), true
-	if len(value) == tokenLen+leastLen {
-		t = t[:tokenLen]
-		l, ok = parseLeast(value[tokenLen:])
-	}
-	if !ok || !t.valid() {
-		return "", least{}, false
-	}
-	return t, l, true
-}
 
 const bearer = "Bearer "
 

@@ -83,6 +83,10 @@ func (s *Session[T]) enter(ctx context.Context) error {
 	came := s.token
 	for _, keys := range s.m.keys {
 		s.token, s.at, s.blind = came, keys.session(came), false
+		if s.m.near != nil && !s.byHeader {
+			value, _ := s.m.opt.Cookie.read(s.r, leastCookie)
+			s.least = parseLeast(value, s.at)
+		}
 		if err := s.load(ctx, &s.least); s.raw != nil || err != nil {
 			return err
 		}
@@ -243,7 +247,7 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 
 // known reports whether the client has the token.
 func (s *Session[T]) known() bool {
-	return len(s.sent) >= tokenLen && s.sent[:tokenLen] == string(s.token)
+	return s.sent == string(s.token)
 }
 
 // again makes the value of what was loaded and of all changes since.
@@ -405,7 +409,7 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 			s.m.log.Warn("sessile: a session could not be given a new token", "error", rerr)
 		}
 	}
-	send := s.rec != nil && !s.blind && (!s.known() || s.saved && s.given() != s.sent) // blind: the browser has got a token that lasts longer
+	send := s.rec != nil && !s.blind && !s.known() // blind: the browser has got a token that lasts longer
 	if send && !s.saved && err == nil {
 		send = s.lasts(ctx)
 	}
@@ -417,9 +421,12 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 		s.m.log.Error("sessile: a session could not be saved, and its request is answered so", "error", err)
 		return err
 	case send:
-		s.send(h, s.given())
+		s.send(h, string(s.token))
 	case s.token == "" && s.sent != "" && !s.gone: // by this request: the cookie of a session that somebody else has ended may be another one by now
 		s.send(h, "")
+	}
+	if s.m.near != nil && !s.byHeader && s.rec != nil && !s.blind && s.known() && (s.saved || !s.least.known) {
+		s.m.opt.Cookie.set(h, leastCookie, least{s.rec.version, true}.value(s.at), s.cookieLife())
 	}
 	if s.dropOld && s.m.origin.Cookie.Name != s.m.opt.Cookie.Name {
 		s.m.origin.drop(h)
@@ -439,27 +446,21 @@ func (s *Session[T]) lasts(ctx context.Context) bool {
 	return same
 }
 
-// given is what the client gets: the token and, where copies are kept, the version, so that it is never served an older one.
-func (s *Session[T]) given() string {
-	if s.m.near == nil {
-		return string(s.token)
-	}
-	return string(s.token) + least{s.rec.version, true}.String()
-}
-
 func (s *Session[T]) send(h http.Header, given string) {
 	s.sent = given
 	if s.byHeader {
 		s.m.opt.sendHeader(h, given)
 		return
 	}
-	var life time.Duration
-	if s.rec != nil { // it is not sent again when the session is extended
-		if life = maxAge; !s.rec.end.IsZero() {
-			life = time.Until(s.rec.end)
-		}
+	s.m.opt.Cookie.set(h, "", given, s.cookieLife())
+}
+
+// cookieLife is how long a cookie that stays may last: it is not sent again when the session is extended.
+func (s *Session[T]) cookieLife() time.Duration {
+	if s.rec == nil || s.rec.end.IsZero() {
+		return maxAge
 	}
-	s.m.opt.Cookie.set(h, given, life)
+	return time.Until(s.rec.end)
 }
 
 // atEnd is what is done when the handler has returned: what it has changed late is saved, and a session that was used lasts longer.

@@ -35,7 +35,7 @@ type crowded struct {
 
 // A browser has a cookie, and the requests that it sends with it.
 type browser struct {
-	cookie    string
+	cookie    string // with a second one behind it, where a library has two: "value; name-v=value"
 	read, add []byte
 }
 
@@ -127,8 +127,8 @@ func (c *crowded) fill(n int) error {
 			return fmt.Errorf("a login is answered %q", body)
 		}
 		if c.lib.cookie == "" { // a request as long as the others'
-			c.have(i, []byte(strings.Repeat("x", 43)))
-		} else if value := c.set(head); value != nil {
+			c.have(i, strings.Repeat("x", 43))
+		} else if value := c.set(head, ""); value != "" {
 			c.have(i, value)
 		} else {
 			return errors.New("a login without a cookie")
@@ -139,22 +139,36 @@ func (c *crowded) fill(n int) error {
 
 var setCookie = []byte("\r\nSet-Cookie: ")
 
-// set is the cookie that an answer sets, nil for none.
-func (c *crowded) set(head []byte) []byte {
-	at := bytes.LastIndex(head, setCookie)
-	if at < 0 {
-		return nil
+// set is the cookie that a browser has after an answer, where it was had, "" where it is the same. A second cookie is called like the first one, with -v.
+func (c *crowded) set(head []byte, had string) string {
+	if !bytes.Contains(head, setCookie) {
+		return ""
 	}
-	value, ok := bytes.CutPrefix(head[at+len(setCookie):], []byte(c.lib.cookie+"="))
-	if !ok {
-		return nil
+	first, second, _ := strings.Cut(had, "; ")
+	for line := range bytes.SplitSeq(head, setCookie[:2]) {
+		set, ok := bytes.CutPrefix(line, setCookie[2:])
+		if !ok {
+			continue
+		}
+		pair, _, _ := bytes.Cut(set, []byte(";"))
+		if value, ok := bytes.CutPrefix(pair, []byte(c.lib.cookie+"=")); ok {
+			first = string(value)
+		} else if bytes.HasPrefix(pair, []byte(c.lib.cookie+"-v=")) {
+			second = string(pair)
+		}
 	}
-	return value[:bytes.IndexAny(value, ";\r")]
+	now := first
+	if second != "" {
+		now += "; " + second
+	}
+	if now == had {
+		return ""
+	}
+	return now
 }
 
 // have gives browser i a cookie.
-func (c *crowded) have(i int, value []byte) {
-	cookie := string(value)
+func (c *crowded) have(i int, cookie string) {
 	c.browsers[i].Store(&browser{cookie, c.page("read", cookie), c.page("add", cookie)})
 }
 
@@ -219,8 +233,8 @@ func (c *crowded) press(ctx context.Context, conns int, d time.Duration) (n int,
 				case change:
 					c.acked[i].Add(1)
 				}
-				if value := c.set(head); value != nil && string(value) != b.cookie {
-					c.have(int(i), value)
+				if cookie := c.set(head, b.cookie); cookie != "" {
+					c.have(int(i), cookie)
 				}
 			}
 		})
