@@ -12,7 +12,7 @@ import (
 )
 
 // Login makes the session user's, under a new token (ASVS 7.2.4): who knew the old one, from before, has nothing. What was in it
-// stays, and its timeouts begin anew. It is saved when Login returns.
+// stays, but for what was saved while another user was logged in, and its timeouts begin anew. It is saved when Login returns.
 //
 // Who logs in again in his own session gets a new token, too. Requests of his other windows that are under way with the old one go on
 // until the end of Options.Grace, in the same session, but as of the login before (Session.Fresh), and never learn the new token.
@@ -41,7 +41,15 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 			next.end = now.Add(s.m.opt.Absolute)
 		}
 		old := placed{s.at, s.rec, s.raw}
-		if old.rec != nil && old.rec.user == user {
+		switch {
+		case old.rec == nil || old.rec.user == "":
+		case old.rec.user != user:
+			if err := s.empty(); err != nil {
+				return err
+			}
+		case s.blind: // another login has come first, whose answer may come last: both last
+			old = placed{key: old.key}
+		default:
 			next.incarnation, next.version = old.rec.incarnation, old.rec.version
 		}
 		s.rec, s.gone = next, false
@@ -53,6 +61,7 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 			return fmt.Errorf("sessile: login: %w", err)
 		}
 		if s.rec = old.rec; old.raw == nil {
+			s.rec = was.rec
 			continue
 		}
 		if err := s.load(ctx, nil); err != nil {
@@ -64,6 +73,14 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 			}
 		} // else one has ended it, perhaps by another login: who logs in now is logged in all the same, with what he had
 	}
+}
+
+// empty makes the value of nothing and of all changes that are not saved.
+func (s *Session[T]) empty() error {
+	rec := s.rec
+	s.rec = nil
+	defer func() { s.rec = rec }()
+	return s.again()
 }
 
 // A state is what Login and load change of a session.
@@ -124,20 +141,35 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 		}
 		writes = append(writes, write{old.key, mark, graveLife + m.opt.Grace, store.IfVersion(versionOf(old.raw))})
 	}
-	// First of all: as soon as the old one says where it goes on, others are there, too, be it that this process is no more.
 	var list []indexEntry
-	if next.user != "" {
-		if list, err = m.enlist(ctx, next.user, key, time.Now()); err != nil {
+	enlist := func() (err error) {
+		if next.user != "" {
+			list, err = m.enlist(ctx, next.user, key, time.Now())
+		}
+		return err
+	}
+	listed := make(chan error, 1)
+	refuse := login && m.opt.MaxSessions > 0 && m.opt.RefuseMore
+	if mark := writes[len(writes)-1].rec; refuse || mark.kind == moved {
+		// First of all: as soon as the old one says where it goes on, others are there, too, be it that this process is no more.
+		if err := enlist(); err != nil {
 			return err
 		}
+		listed <- nil
+	} else { // at once: nobody is there before both are done
+		go func() { listed <- enlist() }()
 	}
-	if login && m.opt.MaxSessions > 0 && m.opt.RefuseMore {
+	if refuse {
 		if err := m.mayBe(ctx, next.user, list, key, old.key); err != nil {
 			m.forget(ctx, key) // nor does it count as one that is just being made
 			return err
 		}
 	}
 	raw, err := m.writeAll(ctx, writes)
+	if lerr := <-listed; err == nil && lerr != nil {
+		m.unlisted(ctx, writes, raw, old)
+		return lerr
+	}
 	if err != nil {
 		return err
 	}
@@ -149,6 +181,20 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 		}
 	}
 	return nil
+}
+
+// unlisted takes back a login whose session could not be put into the list, where nobody could find it to revoke it. The old session comes
+// back if it can, with what was in it.
+func (m *Manager[T]) unlisted(ctx context.Context, writes []write, raw [][]byte, old placed) {
+	m.forget(ctx, writes[0].key)
+	if old.rec == nil || len(writes) == 1 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Timeout)
+	defer cancel()
+	if _, err := m.write(ctx, old.key, old.rec, m.life(old.rec), store.IfVersion(versionOf(raw[1]))); err != nil {
+		m.log.Warn("sessile: a login that has failed has ended the session from before", "error", err)
+	}
 }
 
 // A write is what the library asks of a store.

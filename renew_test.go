@@ -553,3 +553,35 @@ func TestEvents(t *testing.T) {
 		t.Error(kinds)
 	}
 }
+
+// A login whose session cannot be put into the list of the user's is none, and the session from before is there still.
+func TestALoginThatCannotBeListed(t *testing.T) {
+	for name, st := range map[string]store.Store{"in one step": noList{memory.New(memory.Options{})}, "in two": struct{ store.Store }{noIndex{memory.New(memory.Options{})}}} {
+		t.Run(name, func(t *testing.T) {
+			s := newPages(t, st, sessile.Options{})
+			b := s.window("")
+			b.want("/add", "")
+			if got := b.get("/login"); !strings.Contains(got, "list") {
+				t.Error(got)
+			}
+			b.want("/", `"" 1`)
+			b.want("/add", "")
+			b.want("/", `"" 2`)
+		})
+	}
+}
+
+type noList struct{ *memory.Store }
+
+func (noList) Append(context.Context, string, []byte, time.Time) (store.Record, error) {
+	return store.Record{}, errAway
+}
+
+type noIndex struct{ store.Store }
+
+func (s noIndex) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
+	if !strings.HasPrefix(key, "{") {
+		return errAway
+	}
+	return s.Store.Save(ctx, key, rec, cond)
+}

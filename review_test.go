@@ -869,7 +869,6 @@ func TestReviewRevokedBeforeAdoption(t *testing.T) {
 
 // Cookies do not count in a request with the header: not those of another library either.
 func TestReviewHeaderAndAnOldCookie(t *testing.T) {
-	notYet(t)
 	was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice"}}}
 	s := newPages(t, memory.New(memory.Options{}), sessile.Options{Secret: []byte("secret"), Header: "X-Session"})
 	if err := s.m.Adopt(was.origin()); err != nil {
@@ -901,7 +900,6 @@ func TestReviewGoroutines(t *testing.T) {
 
 // A store is what it is also where something is wrapped around it.
 func TestReviewAWrappedStore(t *testing.T) {
-	notYet(t)
 	st := newPlay()
 	st.batches = true
 	s := newPages(t, st, sessile.Options{})
@@ -986,7 +984,6 @@ func TestReviewListedOnce(t *testing.T) {
 
 // A session that is just being renewed is one, not two.
 func TestReviewRefuseMoreWhileRenewed(t *testing.T) {
-	notYet(t)
 	eachWay(t, func(t *testing.T, st *play) {
 		s := newPages(t, st, sessile.Options{MaxSessions: 2, RefuseMore: true})
 		b, other := s.window(""), s.window("")
@@ -1109,7 +1106,6 @@ func TestReviewUnderWayWhenEnded(t *testing.T) {
 
 // Who has sent a login twice has one that lasts, whichever answer comes last.
 func TestReviewTwoLoginsAnsweredInReverse(t *testing.T) {
-	notYet(t)
 	eachWay(t, func(t *testing.T, st *play) {
 		s := newPages(t, st, sessile.Options{})
 		b := s.window("")

@@ -90,7 +90,7 @@ type Options struct {
 	// Cookie says how the cookie is called and what it may be used for.
 	Cookie Cookie
 	// Header, if it is not "", is for clients without cookies: a request that has it, be it empty, brings its token in it, and gets a new one
-	// in the response's header of the same name; cookies do not count then. "Authorization" means "Authorization: Bearer token".
+	// in the response's header of the same name; cookies do not count then, nor those of an Origin. "Authorization" means "Authorization: Bearer token".
 	Header string
 	// CrossOrigin decides which requests that change something (POST ...) come from other sites' pages, and are answered 403: a cookie alone
 	// does not say who wrote a form. The default is that of http.NewCrossOriginProtection. Requests with Header are not asked.
@@ -197,10 +197,9 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 	}
 	opt.Header = http.CanonicalHeaderKey(opt.Header)
 	m := &Manager[T]{st: st, opt: opt, log: opt.Logger, touched: touches{every: opt.TouchEvery}}
-	var batches bool
-	m.batcher, batches = st.(store.Batcher)
+	m.batcher, _ = st.(store.Batcher)
 	for _, secret := range append([][]byte{opt.Secret}, opt.OldSecrets...) {
-		m.keys = append(m.keys, newKeyer(secret, batches))
+		m.keys = append(m.keys, newKeyer(secret, !st.Capabilities().NarrowKeys))
 	}
 	m.appender, _ = st.(store.Appender)
 	for _, c := range append([]Codec{opt.Codec}, opt.Codecs...) {

@@ -59,7 +59,7 @@ func (s *Session[T]) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.rec == nil && !s.gone && s.m.origin != nil {
+	if s.rec == nil && !s.gone && s.m.origin != nil && !s.byHeader {
 		if err := s.adopt(ctx); err != nil {
 			return err
 		}

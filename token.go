@@ -28,7 +28,7 @@ const (
 // A Key names a session in the store: the tag of its token, and a keyed hash of all of it. Whoever sees keys, in a dump of the store
 // or in a list, cannot make a cookie of one. It is a type of its own so that it cannot be hashed a second time.
 //
-// Where the store is a store.Batcher the tag is in braces: a Redis Cluster then looks at nothing else of it.
+// Where the store takes such keys the tag is in braces: a Redis Cluster then looks at nothing else of it.
 type Key string
 
 const (

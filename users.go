@@ -336,9 +336,13 @@ func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, 
 	if err != nil {
 		return err
 	}
-	n := 0
+	n, tags := 0, map[Key]bool{} // of those that are there, which one that is just being made may be the renewal of
+	tag := func(k Key) Key { return k[:len(k)-keyLen] }
+	for _, p := range all {
+		tags[tag(p.key)] = tags[tag(p.key)] || p.raw != nil
+	}
 	for i, p := range all {
-		if p.raw == nil && time.Since(before[i].entered) < pending {
+		if p.raw == nil && time.Since(before[i].entered) < pending && !tags[tag(p.key)] {
 			n++
 		}
 	}

@@ -82,6 +82,7 @@ type Capabilities struct {
 	Seal        bool // is an Origin that keeps identity and seal
 	Ageless     bool // does not know how old a record is, or does not move its deadline: Expires is no evidence
 	Flags       bool // keeps Record.Flags
+	NarrowKeys  bool // takes keys of A-Z a-z 0-9 , and - only
 }
 
 // A Record is one session as a store keeps it.

@@ -397,7 +397,7 @@ func (s *Store) can(capability int) bool { return s.caps>>capability&1 == 1 }
 
 // Capabilities implements store.Store.
 func (s *Store) Capabilities() store.Capabilities {
-	return store.Capabilities{Scan: s.cantList == nil, Conditional: true, LazyExpiry: true, Lock: true, Seal: true}
+	return store.Capabilities{Scan: s.cantList == nil, Conditional: true, LazyExpiry: true, Lock: true, Seal: true, NarrowKeys: true}
 }
 
 // Lifetime is how long a session lives that nobody uses.
