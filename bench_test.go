@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sessile/sessile"
 	"github.com/sessile/sessile/internal/testserver"
@@ -26,8 +27,12 @@ func BenchmarkRequest(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { red.Close() })
-	for name, st := range map[string]store.Store{"memory": mem, "Redis": red} {
-		m, err := sessile.New[page](st, sessile.Options{Cookie: sessile.Cookie{Insecure: true}})
+	for name, st := range map[string]store.Store{"memory": mem, "Redis": red, "near": mem} {
+		opt := sessile.Options{Cookie: sessile.Cookie{Insecure: true}}
+		if name == "near" {
+			opt.Near = time.Hour
+		}
+		m, err := sessile.New[page](st, opt)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -55,7 +60,9 @@ func BenchmarkRequest(b *testing.B) {
 			first := httptest.NewRecorder()
 			m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _ = get(w, r).Update(fill) })).ServeHTTP(first, httptest.NewRequest("GET", "/", nil))
 			r := httptest.NewRequest("GET", "/", nil)
-			r.AddCookie(first.Result().Cookies()[0])
+			for _, c := range first.Result().Cookies() {
+				r.AddCookie(c)
+			}
 			b.Run(name+"/"+what, func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
