@@ -172,7 +172,7 @@ func (w *world) named(cookie string) *ticket {
 func (w *world) trouble(t *rapid.T) {
 	var plan [2][]failure
 	if rapid.IntRange(0, 4).Draw(t, "trouble") == 4 {
-		g := rapid.SliceOfN(rapid.SampledFrom([]failure{fine, away, done, undone}), 0, 4)
+		g := rapid.SliceOfN(rapid.SampledFrom([]failure{fine, away, done, undone, later}), 0, 4)
 		plan = [2][]failure{g.Draw(t, "with sessions"), g.Draw(t, "with lists")}
 	}
 	w.st.begin(plan)
@@ -542,6 +542,7 @@ func (w *world) revoke(t *rapid.T) {
 
 // check looks at the store and at the lists of users.
 func (w *world) check(t *rapid.T) {
+	w.st.pending.Wait()
 	w.st.begin([2][]failure{})
 	now := time.Now()
 	for _, user := range []string{"alice", "bob"} {
@@ -670,6 +671,7 @@ const (
 	away           // the store cannot be asked
 	done           // it is done, and no answer comes
 	undone         // it is not done, and no answer comes
+	later          // it is done when nobody waits for an answer any more
 )
 
 // troubled is a store that fails by a plan: one for calls about sessions, and one for those about lists of users, which come at the same
@@ -682,6 +684,7 @@ type troubled struct {
 	away, unknown int
 	calls         []string // what became of them
 	changed       []func(key string)
+	pending       sync.WaitGroup // calls that are done later
 }
 
 func (s *troubled) begin(plan [2][]failure) {
@@ -704,25 +707,41 @@ func (s *troubled) call(what, key string, f func() error) (err error) {
 		next, s.plan[i] = s.plan[i][0], s.plan[i][1:]
 	}
 	defer func() {
-		s.calls = append(s.calls, fmt.Sprintf("%s %.10s: %v%s", what, key, err, map[failure]string{done: " (done)", undone: " (not done)"}[next]))
+		s.calls = append(s.calls, fmt.Sprintf("%s %.10s: %v%s", what, key, err, map[failure]string{done: " (done)", undone: " (not done)", later: " (done later)"}[next]))
 	}()
 	switch next {
 	case away:
 		s.away++
 		return store.ErrUnavailable
+	case later:
+		if what != "Load" {
+			s.pending.Go(func() {
+				time.Sleep(second)
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				_ = s.run(what, key, f)
+			})
+		}
+		fallthrough
 	case undone:
 		s.unknown++
 		return store.ErrUnknown
 	}
-	err = f()
+	err = s.run(what, key, f)
+	if next == done {
+		s.unknown++
+		return store.ErrUnknown
+	}
+	return err
+}
+
+// run does what a call does, and has news of it told. Callers hold mu.
+func (s *troubled) run(what, key string, f func() error) error {
+	err := f()
 	if what != "Load" {
 		for _, tell := range s.changed {
 			tell(key)
 		}
-	}
-	if next == done {
-		s.unknown++
-		return store.ErrUnknown
 	}
 	return err
 }
