@@ -126,7 +126,7 @@ func TestALoadThatFailsOnTheWay(t *testing.T) {
 
 // A renewal that nobody has asked for does not end the session, whatever is known of it.
 func TestARenewalThatFails(t *testing.T) {
-	for _, plan := range [][]failure{{done, away}, {done, fine, away}, {fine, done, away}, {fine, done, fine, away}} {
+	for _, plan := range [][]failure{{done, away}, {done, fine, away}, {fine, done, away}, {fine, done, fine, away}, {fine, later, fine, fine, fine, away}} {
 		for _, at := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {
 				troubled := &troubled{Store: memory.New(memory.Options{})}
@@ -140,6 +140,7 @@ func TestARenewalThatFails(t *testing.T) {
 				time.Sleep(11 * time.Minute)
 				troubled.begin([2][]failure{append([]failure{fine}, plan...)})
 				b.want("/", `"alice" 0`)
+				troubled.pending.Wait()
 				troubled.begin([2][]failure{})
 				b.want("/", `"alice" 0`)
 			})
@@ -165,6 +166,29 @@ func TestARenewalIsListed(t *testing.T) {
 			t.Errorf("%d sessions, %v", n, err)
 		}
 		b.want("/", `"" 0`)
+	})
+}
+
+// Who has all sessions of a user ended also ends one that is given a new token at the same time.
+func TestRevokeGoesAfterARenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for round := range 100 {
+			s := newPages(t, slowly{memory.New(memory.Options{})}, sessile.Options{})
+			b := s.window("")
+			b.want("/login", "")
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for range 3 {
+					b.get("/renew")
+				}
+			})
+			time.Sleep(rand.N(5 * time.Millisecond))
+			if n, err := s.m.Revoke(t.Context(), "alice"); n != 1 || err != nil {
+				t.Errorf("round %d: %d sessions, %v", round, n, err)
+			}
+			wg.Wait()
+			b.want("/", `"" 0`)
+		}
 	})
 }
 

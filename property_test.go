@@ -172,7 +172,7 @@ func (w *world) named(cookie string) *ticket {
 func (w *world) trouble(t *rapid.T) {
 	var plan [2][]failure
 	if rapid.IntRange(0, 4).Draw(t, "trouble") == 4 {
-		g := rapid.SliceOfN(rapid.SampledFrom([]failure{fine, away, done, undone, later}), 0, 4)
+		g := rapid.SliceOfN(rapid.SampledFrom([]failure{fine, away, done, undone, later}), 0, 6)
 		plan = [2][]failure{g.Draw(t, "with sessions"), g.Draw(t, "with lists")}
 	}
 	w.st.begin(plan)
@@ -413,7 +413,7 @@ func (w *world) leave(t *rapid.T, v *visit) {
 		wrote = true
 	case given == "" && failures == 0 && there && !v.blind && v.at == a.now && (act == "renew" || due && now.Sub(a.since) > w.opt.RenewEvery+second):
 		t.Fatalf("%v has no new token", a)
-	case given == "" && failures > 0 && !gone && (act == "renew" || due):
+	case failures > 0 && !gone && (act == "renew" || due):
 		a.lost = true
 		a.now.grace = a.now.grace.and(span{start.Add(grace - second), ever.may})
 	}
@@ -696,7 +696,7 @@ func (s *troubled) begin(plan [2][]failure) {
 func (s *troubled) failures() int { return s.away + s.unknown }
 
 // call makes one, or not, by the plan.
-func (s *troubled) call(what, key string, f func() error) (err error) {
+func (s *troubled) call(ctx context.Context, what, key string, f func(ctx context.Context) error) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i, next := 0, fine
@@ -714,12 +714,12 @@ func (s *troubled) call(what, key string, f func() error) (err error) {
 		s.away++
 		return store.ErrUnavailable
 	case later:
-		if what != "Load" {
+		if strings.HasPrefix(what, "Save") || what == "Touch" { // the others have results
 			s.pending.Go(func() {
 				time.Sleep(second)
 				s.mu.Lock()
 				defer s.mu.Unlock()
-				_ = s.run(what, key, f)
+				_ = s.run(context.WithoutCancel(ctx), what, key, f)
 			})
 		}
 		fallthrough
@@ -727,7 +727,7 @@ func (s *troubled) call(what, key string, f func() error) (err error) {
 		s.unknown++
 		return store.ErrUnknown
 	}
-	err = s.run(what, key, f)
+	err = s.run(ctx, what, key, f)
 	if next == done {
 		s.unknown++
 		return store.ErrUnknown
@@ -736,8 +736,8 @@ func (s *troubled) call(what, key string, f func() error) (err error) {
 }
 
 // run does what a call does, and has news of it told. Callers hold mu.
-func (s *troubled) run(what, key string, f func() error) error {
-	err := f()
+func (s *troubled) run(ctx context.Context, what, key string, f func(ctx context.Context) error) error {
+	err := f(ctx)
 	if what != "Load" {
 		for _, tell := range s.changed {
 			tell(key)
@@ -747,7 +747,7 @@ func (s *troubled) run(what, key string, f func() error) error {
 }
 
 func (s *troubled) Load(ctx context.Context, key string) (rec store.Record, err error) {
-	err = s.call("Load", key, func() (err error) {
+	err = s.call(ctx, "Load", key, func(ctx context.Context) (err error) {
 		rec, err = s.Store.Load(ctx, key)
 		return err
 	})
@@ -755,15 +755,15 @@ func (s *troubled) Load(ctx context.Context, key string) (rec store.Record, err 
 }
 
 func (s *troubled) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
-	return s.call("Save", key, func() error { return s.Store.Save(ctx, key, rec, cond) })
+	return s.call(ctx, "Save", key, func(ctx context.Context) error { return s.Store.Save(ctx, key, rec, cond) })
 }
 
 func (s *troubled) Touch(ctx context.Context, key string, expires time.Time) error {
-	return s.call("Touch", key, func() error { return s.Store.Touch(ctx, key, expires) })
+	return s.call(ctx, "Touch", key, func(ctx context.Context) error { return s.Store.Touch(ctx, key, expires) })
 }
 
 func (s *troubled) Delete(ctx context.Context, key string, cond store.Condition) (existed bool, err error) {
-	err = s.call("Delete", key, func() (err error) {
+	err = s.call(ctx, "Delete", key, func(ctx context.Context) (err error) {
 		existed, err = s.Store.Delete(ctx, key, cond)
 		return err
 	})
@@ -774,7 +774,7 @@ func (s *troubled) Delete(ctx context.Context, key string, cond store.Condition)
 type able struct{ *troubled }
 
 func (s able) SaveAll(ctx context.Context, writes []store.Write) error {
-	return s.call("SaveAll", writes[0].Key, func() error {
+	return s.call(ctx, "SaveAll", writes[0].Key, func(ctx context.Context) error {
 		for _, w := range writes {
 			rec, err := s.Store.Load(ctx, w.Key)
 			v := rec.Version()
@@ -798,7 +798,7 @@ func (s able) SaveAll(ctx context.Context, writes []store.Write) error {
 }
 
 func (s able) Append(ctx context.Context, key string, data []byte, expires time.Time) (rec store.Record, err error) {
-	err = s.call("Append", key, func() error {
+	err = s.call(ctx, "Append", key, func(ctx context.Context) error {
 		was, err := s.Store.Load(ctx, key)
 		if err != nil && !errors.Is(err, store.ErrAbsent) {
 			return err
