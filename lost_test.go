@@ -192,6 +192,25 @@ func TestRevokeGoesAfterARenewal(t *testing.T) {
 	})
 }
 
+// A login whose answer was lost is not taken for made because somebody else has ended the session in the same second.
+func TestALoginIsNotAnothersLogout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		troubled := &troubled{Store: memory.New(memory.Options{})}
+		s := newPages(t, able{troubled}, sessile.Options{})
+		s.page("/bob", func(_ http.ResponseWriter, r *http.Request, se *sessile.Session[data]) error {
+			if n, err := s.m.Revoke(r.Context(), "alice"); n != 1 || err != nil {
+				t.Errorf("Revoke: %d, %v", n, err)
+			}
+			troubled.begin([2][]failure{{undone}})
+			return se.Login(r.Context(), "bob")
+		})
+		b := s.window("")
+		b.want("/login", "")
+		b.want("/bob", "")
+		b.want("/", `"bob" 0`)
+	})
+}
+
 // losing is a store of which answers are lost.
 type losing struct{ store.Store }
 

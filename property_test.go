@@ -67,7 +67,6 @@ type account struct {
 type ticket struct {
 	of     *account
 	value  string
-	cookie string // the last one that had it
 	key    sessile.Key
 	grace  span      // ever, as long as no other one follows
 	blind  bool      // one follows that who has this one must not learn
@@ -118,6 +117,7 @@ type world struct {
 	opt        sessile.Options
 	touchEvery time.Duration
 	browsers   []string // their cookies
+	versions   []string // and those with versions
 	tickets    []*ticket
 	accounts   []*account
 	slow       []*visit
@@ -152,6 +152,7 @@ func newWorld(t *rapid.T) *world {
 		w.m = append(w.m, m)
 	}
 	w.browsers = make([]string, rapid.IntRange(1, 4).Draw(t, "browsers"))
+	w.versions = make([]string, len(w.browsers))
 	return w
 }
 
@@ -159,9 +160,8 @@ func (w *world) process(t *rapid.T) *sessile.Manager[data] {
 	return w.m[rapid.IntRange(0, len(w.m)-1).Draw(t, "process")]
 }
 
-// named returns the ticket that a cookie has, which may have the number of a version besides.
-func (w *world) named(cookie string) *ticket {
-	i := slices.IndexFunc(w.tickets, func(k *ticket) bool { return strings.HasPrefix(cookie, k.value) })
+func (w *world) named(value string) *ticket {
+	i := slices.IndexFunc(w.tickets, func(k *ticket) bool { return k.value == value })
 	if i < 0 {
 		return nil
 	}
@@ -184,7 +184,7 @@ func (w *world) arrive(t *rapid.T) *visit {
 	v.who = rapid.IntRange(0, len(w.browsers)-1).Draw(t, "browser")
 	v.cookie = w.browsers[v.who]
 	if len(w.tickets) > 0 && rapid.IntRange(0, 3).Draw(t, "with an old cookie") == 3 {
-		v.cookie = w.tickets[rapid.IntRange(0, len(w.tickets)-1).Draw(t, "which")].cookie
+		v.cookie = w.tickets[rapid.IntRange(0, len(w.tickets)-1).Draw(t, "which")].value
 	}
 	m := w.process(t)
 	w.trouble(t)
@@ -192,6 +192,7 @@ func (w *world) arrive(t *rapid.T) *visit {
 	r := httptest.NewRequest("GET", "/", nil)
 	if v.cookie != "" {
 		r.AddCookie(&http.Cookie{Name: "session", Value: v.cookie})
+		r.AddCookie(&http.Cookie{Name: "session-v", Value: w.versions[v.who]})
 	}
 	seen := make(chan sight, 1)
 	go func() {
@@ -433,32 +434,38 @@ func (w *world) leave(t *rapid.T, v *visit) {
 	}
 }
 
-// given is the cookie that a response sets, "" for none.
+// given is the token that a response sets, "" for none.
 func (w *world) given(t *rapid.T, v *visit, act string) string {
-	cookies := v.w.Result().Cookies()
-	if len(cookies) > 1 {
-		t.Fatalf("%d cookies", len(cookies))
-	}
-	if act == "logout" && v.last.err == nil && v.cookie != "" && len(cookies) == 0 && v.account != nil {
-		t.Fatal("a logout leaves the cookie")
-	}
-	for _, c := range cookies {
-		w.browsers[v.who] = ""
-		if c.MaxAge >= 0 {
-			w.browsers[v.who] = c.Value
-			if k := w.named(c.Value); k != nil {
-				if k.of != v.account && !k.of.unknown {
-					t.Fatalf("it is given %v, of somebody else's session", k)
-				}
-				k.cookie = c.Value
-			}
-			return c.Value
+	var tokens []*http.Cookie
+	for _, c := range v.w.Result().Cookies() {
+		if c.Name != "session" {
+			w.versions[v.who] = c.Value
+		} else {
+			tokens = append(tokens, c)
 		}
+	}
+	if len(tokens) > 1 {
+		t.Fatalf("%d cookies", len(tokens))
+	}
+	if len(tokens) == 0 {
+		if act == "logout" && v.last.err == nil && v.account != nil {
+			t.Fatal("a logout leaves the cookie")
+		}
+		return ""
+	}
+	c := tokens[0]
+	w.browsers[v.who] = ""
+	if c.MaxAge < 0 {
 		if act != "logout" {
 			t.Fatalf("%s takes the cookie away", act)
 		}
+		return ""
 	}
-	return ""
+	w.browsers[v.who] = c.Value
+	if k := w.named(c.Value); k != nil && k.of != v.account && !k.of.unknown {
+		t.Fatalf("it is given %v, of somebody else's session", k)
+	}
+	return c.Value
 }
 
 // begin notes a new session.
@@ -473,7 +480,7 @@ func (w *world) follow(v *visit, a *account, value string, start, now time.Time)
 	if a.now != nil {
 		a.now.grace = a.now.grace.and(span{start.Add(grace - second), now.Add(grace)})
 	}
-	a.now = &ticket{of: a, value: value[:30], cookie: value, key: v.last.key, grace: ever}
+	a.now = &ticket{of: a, value: value, key: v.last.key, grace: ever}
 	a.since, a.lost, a.over = now, false, ever
 	w.tickets = append(w.tickets, a.now)
 }
