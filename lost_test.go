@@ -211,6 +211,28 @@ func TestALoginIsNotAnothersLogout(t *testing.T) {
 	})
 }
 
+// What Save could not save, as far as it knows, is not made a second time before the response begins.
+func TestAChangeIsMadeOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &troubled{Store: memory.New(memory.Options{})}
+		s := newPages(t, st, sessile.Options{})
+		s.page("/try", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+			if err := s.Update(add); err != nil {
+				return err
+			}
+			st.begin([2][]failure{{done, away}})
+			if err := s.Save(r.Context()); err == nil {
+				t.Error("nothing has failed")
+			}
+			return s.Update(add)
+		})
+		b := s.window("")
+		b.want("/add", "")
+		b.want("/try", "")
+		b.want("/", `"" 3`)
+	})
+}
+
 // losing is a store of which answers are lost.
 type losing struct{ store.Store }
 
