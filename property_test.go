@@ -371,7 +371,7 @@ func (w *world) leave(t *rapid.T, v *visit) {
 		if a.over.no(start) {
 			return
 		}
-		if v.at.grace.no(start) { // it may not be known any more where the session went on
+		if !v.at.grace.yes(start) { // it may not be known any more where the session went on
 			a.over = a.over.and(unsure(start))
 		} else {
 			w.end(a, now)
