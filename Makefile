@@ -85,6 +85,7 @@ soak: setup ## six hundred simulated runs of each kind (SESSILE_TRACE=1 tells th
 	SESSILE_SOAK=1 go test $(TESTFLAGS) -count 1 -v -timeout 2h -run "TestRecoveryInASimulation|TestConformanceOfACluster" ./store/redis
 	SESSILE_SOAK=1 $(GOTEST) -count 1 -v -timeout 2h -run 'TestNobodyGetsAnothersAnswer$$' ./internal/gateway
 	SESSILE_SOAK=1 go test $(TESTFLAGS) -count 1 -v -run TestAClusterOfThree ./store/cassandra
+	SESSILE_SOAK=1 $(GOTEST) -count 1 -v -timeout 2h -run "TestAnythingAtAll|TestASessionIsLinearizable" .
 
 # FAULTFLAGS: -rows 4,6, -runs 2, -keep FILE (go on where a run was interrupted), -table ../docs/faults.md.
 faults: setup ## servers and gateways killed for real, and every guard switched off, with the tables that come of it; two hours
