@@ -227,7 +227,7 @@ func TestNear(t *testing.T) {
 		// A version that was never there, made up, is as good as none.
 		w = a.window("")
 		w.want("/add", "")
-		for _, bad := range []string{w.version[:len(w.version)-4] + "____", w.version[:len(w.version)-4] + "!!!!", "session-v=x", "session-v="} {
+		for _, bad := range []string{w.version[:len(w.version)-3] + "f_8", w.version[:len(w.version)-3] + "!!!", "session-v=x", "session-v="} {
 			w.version = bad
 			w.want("/", `"" 1`)
 		}

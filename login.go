@@ -333,7 +333,7 @@ func (s *Session[T]) renew(ctx context.Context) (err error) {
 const graveLife = 2 * time.Minute
 
 // Logout destroys the session: no request that is under way can bring it back. It is done when it returns, also where the client
-// is gone.
+// is gone. A request that takes longer than two minutes and Options.Grace, in which another one renews the session, does not find it any more.
 func (s *Session[T]) Logout(ctx context.Context) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -355,7 +355,7 @@ const maxEnds = 100
 
 // end leaves in the place of a session that it is over, and in that of what it goes on as where it was renewed meanwhile. ended says
 // whether there was one. Those that are among spared stay.
-func (m *Manager[T]) end(ctx context.Context, p placed, spared [][6]byte) (ended bool, err error) {
+func (m *Manager[T]) end(ctx context.Context, p placed, spared []incarnation) (ended bool, err error) {
 	ctx = store.Replicated(ctx)
 	for try := 0; ; try++ {
 		if p.rec != nil && (p.rec.kind == over || slices.Contains(spared, p.rec.incarnation)) {

@@ -3,6 +3,7 @@ package sessile
 import (
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ func newNear(t store.Tracker, life time.Duration) (n *near, err error) {
 //
 // It is in a cookie of its own, beside that of the token: a response that comes late may set it back, but not the token.
 type least struct {
-	version uint32 // 24 bits
+	version uint16
 	known   bool
 }
 
@@ -51,22 +52,22 @@ const leastCookie = "-v"
 const leastEnd = 4
 
 func (l least) value(key Key) string {
-	return string(key[len(key)-leastEnd:]) + base64.RawURLEncoding.EncodeToString([]byte{byte(l.version >> 16), byte(l.version >> 8), byte(l.version)})
+	return string(key[len(key)-leastEnd:]) + base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint16(nil, l.version))
 }
 
 func parseLeast(value string, key Key) (l least) {
 	end, text := value[:min(len(value), leastEnd)], value[min(len(value), leastEnd):]
 	b, err := strict.DecodeString(text)
-	if err != nil || len(text) != 4 || len(b) != 3 || end != string(key[len(key)-leastEnd:]) {
+	if err != nil || len(text) != 3 || len(b) != 2 || end != string(key[len(key)-leastEnd:]) {
 		return l
 	}
-	return least{uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2]), true}
+	return least{binary.BigEndian.Uint16(b), true}
 }
 
-// met reports whether a record is of that version or a later one. Versions begin anew after 2^24.
+// met reports whether a record is of that version or a later one. Versions begin anew after 2^16.
 func (l least) met(data []byte) bool {
 	version, ok := versionIn(data)
-	return l.known && ok && (version-l.version)&0xffffff < 1<<23
+	return l.known && ok && version-l.version < 1<<15
 }
 
 // get returns the record under name, which nobody may change.

@@ -13,11 +13,12 @@ import (
 //	0      format: 0x9e
 //	1      kind (two bits): live, over, moved; whether it was renewed (two bits); number of the codec (four bits)
 //	2      number of the key that the body is encrypted with; 0: it is not
-//	3      incarnation (6 bytes): random, made with the session; another one is another session
-//	9      version (3): counts the saves. With the incarnation it makes every value that was ever saved another one
-//	12     created (4), in seconds since 1970
-//	16     end (4): the absolute deadline, the same; 0: none
-//	20     user: its length as a uvarint, then its bytes; where there is one, when he logged in (4)
+//	3      incarnation (5 bytes): random, made with the session; another one is another session
+//	8      version (2): counts the saves
+//	10     nonce (3): random, so that no two requests save the same, and each can tell whether what is there is its own
+//	13     created (4), in seconds since 1970
+//	17     end (4): the absolute deadline, the same; 0: none
+//	21     user: its length as a uvarint, then its bytes; where there is one, when he logged in (4)
 //	       where it was renewed: when (4)
 //	       body
 //
@@ -26,8 +27,8 @@ import (
 type record struct {
 	kind        kind
 	codec       byte
-	incarnation [6]byte
-	version     uint32 // 24 bits
+	incarnation incarnation
+	version     uint16
 	created     time.Time
 	end         time.Time // zero: none
 	user        string
@@ -35,6 +36,9 @@ type record struct {
 	renewed     time.Time // zero: never
 	body        []byte
 }
+
+// An incarnation is that of a session, under all its tokens.
+type incarnation [5]byte
 
 type kind byte
 
@@ -46,7 +50,7 @@ const (
 
 const (
 	format     = 0x9e // no byte that text, JSON, PHP, gob or a pickle begins with
-	headerSize = 20
+	headerSize = 21
 	maxUser    = 1 << 10
 
 	renewedFlag = 1 << 6
@@ -54,7 +58,7 @@ const (
 
 var errRecord = errors.New("sessile: not a record of this version")
 
-func newIncarnation() (id [6]byte) {
+func newIncarnation() (id incarnation) {
 	rand.Read(id[:])
 	return id
 }
@@ -97,7 +101,9 @@ func (r *record) encode() []byte {
 	}
 	b = append(b, format, first, 0)
 	b = append(b, r.incarnation[:]...)
-	b = append(b, byte(r.version>>16), byte(r.version>>8), byte(r.version))
+	b = binary.BigEndian.AppendUint16(b, r.version)
+	b = append(b, 0, 0, 0)
+	rand.Read(b[len(b)-3:])
 	b = appendTime(b, r.created)
 	b = appendTime(b, r.end)
 	b = binary.AppendUvarint(b, uint64(len(r.user)))
@@ -111,11 +117,11 @@ func (r *record) encode() []byte {
 }
 
 // versionIn reads the version out of what encode wrote, encrypted or not.
-func versionIn(b []byte) (version uint32, ok bool) {
+func versionIn(b []byte) (version uint16, ok bool) {
 	if len(b) < headerSize || b[0] != format {
 		return 0, false
 	}
-	return uint32(b[9])<<16 | uint32(b[10])<<8 | uint32(b[11]), true
+	return binary.BigEndian.Uint16(b[8:]), true
 }
 
 // decodeRecord reads what encode wrote. The body is part of b.
@@ -123,7 +129,7 @@ func decodeRecord(b []byte) (*record, error) {
 	if len(b) <= headerSize || b[0] != format || kind(b[1]>>4&3) > moved || b[1]>>7 != 0 || b[2] != 0 {
 		return nil, errRecord
 	}
-	r := &record{kind: kind(b[1] >> 4 & 3), codec: b[1] & 0xf, created: timeOf(b[12:]), end: timeOf(b[16:])}
+	r := &record{kind: kind(b[1] >> 4 & 3), codec: b[1] & 0xf, created: timeOf(b[13:]), end: timeOf(b[17:])}
 	r.version, _ = versionIn(b)
 	copy(r.incarnation[:], b[3:])
 	n, size := binary.Uvarint(b[headerSize:])

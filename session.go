@@ -33,6 +33,7 @@ type Session[T any] struct {
 	value   T
 	asOf    time.Time        // when the user logged in as far as this request may know; zero: as the record says
 	ops     []func(*T) error // that are not saved
+	tries   []attempt        // of unknown outcome: one may be executed when nobody waits for it any more
 	dirty   bool             // something besides ops is not saved
 	saved   bool             // by this request, which has extended it
 	gone    bool             // destroyed, by another request
@@ -221,6 +222,7 @@ func (s *Session[T]) Fresh(d time.Duration) bool {
 
 // Update runs change on the value, and has what it did saved before the response begins. Where another request has saved something
 // meanwhile, change is run again, on that: so it should do nothing else. What it returns is returned, and then nothing is changed.
+// (It is made twice in one case: where the store has done a save and its answer was lost, and another request has saved since.)
 //
 // After the response has begun the change is saved when the request ends if the browser has the session's cookie already, and
 // otherwise refused with ErrLate. ErrGone: another request has destroyed the session a moment ago, or somebody has logged in in it. Then
@@ -297,7 +299,7 @@ func (s *Session[T]) next() (*record, error) {
 		return nil, fmt.Errorf("sessile: the codec: %w", err)
 	}
 	next := *s.rec
-	next.version, next.body, next.codec = (next.version+1)&0xffffff, body, s.m.opt.Codec.ID()
+	next.version, next.body, next.codec = next.version+1, body, s.m.opt.Codec.ID()
 	if s.m.life(&next) <= 0 { // its absolute deadline has passed during the request
 		s.gone = true
 		return nil, ErrGone
@@ -305,10 +307,16 @@ func (s *Session[T]) next() (*record, error) {
 	return &next, nil
 }
 
+// An attempt to save is what may lie in the store, and how many of the ops are in it.
+type attempt struct {
+	raw []byte
+	ops int
+}
+
 // written notes that next lies in the store, as raw.
 func (s *Session[T]) written(next *record, raw []byte) {
 	s.rec, s.raw = next, raw
-	s.ops, s.dirty, s.saved = nil, false, true
+	s.tries, s.ops, s.dirty, s.saved = nil, nil, false, true
 	s.m.touched.note(s.at, time.Now())
 }
 
@@ -343,7 +351,6 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		kind = EventCreate
 	}
 	defer func(start time.Time) { s.m.saw(ctx, kind, s.at, start, err) }(time.Now())
-	var tries [][]byte // of unknown outcome: one may be executed when nobody waits for it any more
 	for try := 0; ; try++ {
 		was, isNew := *s.rec, s.raw == nil
 		next, err := s.next()
@@ -357,11 +364,11 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		}
 		err = fmt.Errorf("sessile: save: %w", err)
 		unknown := errors.Is(err, store.ErrUnknown)
-		if !unknown && (isNew && tries == nil || !errors.Is(err, store.ErrConflict)) || try == maxTries {
+		if !unknown && (isNew && s.tries == nil || !errors.Is(err, store.ErrConflict)) || try == maxTries {
 			return err // a new id of 160 random bits is nobody's
 		}
 		if unknown {
-			tries = append(tries, raw)
+			s.tries = append(s.tries, attempt{raw, len(s.ops)})
 		}
 		// Others write it at this moment, too: not all of them again at the same time.
 		if !backOff(ctx, try) {
@@ -376,9 +383,12 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		case s.rec == nil || s.rec.incarnation != was.incarnation:
 			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
 			return ErrGone
-		case slices.ContainsFunc(tries, func(raw []byte) bool { return bytes.Equal(s.raw, raw) }):
-			s.ops, s.dirty, s.saved = nil, false, true
-			return nil
+		}
+		if i := slices.IndexFunc(s.tries, func(a attempt) bool { return bytes.Equal(s.raw, a.raw) }); i >= 0 {
+			s.ops, s.tries, s.dirty, s.saved = s.ops[s.tries[i].ops:], nil, false, true
+			if len(s.ops) == 0 {
+				return nil
+			}
 		}
 		s.m.saw(ctx, EventConflict, s.at, time.Time{}, nil)
 		if err := s.again(); err != nil {
@@ -490,6 +500,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 		err = nil
 	}
 	if err != nil {
+		s.m.touched.forget(s.at)
 		s.m.log.Warn("sessile: a session could not be extended", "error", err)
 	}
 	s.m.saw(ctx, EventTouch, s.at, now, err)

@@ -44,6 +44,14 @@ func (t *touches) note(k Key, now time.Time) {
 	t.put(k, now)
 }
 
+// forget has the next request extend the session.
+func (t *touches) forget(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.now, k)
+	delete(t.old, k)
+}
+
 func (t *touches) put(k Key, now time.Time) {
 	if t.now == nil || len(t.now) >= maxTouches {
 		t.old, t.now = t.now, make(map[Key]time.Time)

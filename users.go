@@ -63,7 +63,7 @@ func (m *Manager[T]) Revoke(ctx context.Context, user string, except ...Key) (n 
 	if err != nil {
 		return 0, err
 	}
-	var spared [][6]byte // which stays the same when a session is renewed, meanwhile or since its key was asked for
+	var spared []incarnation // which stays the same when a session is renewed, meanwhile or since its key was asked for
 	for _, p := range all {
 		if p.rec != nil && slices.Contains(except, p.key) {
 			spared = append(spared, p.rec.incarnation)
@@ -81,7 +81,7 @@ func (m *Manager[T]) RevokeOnly(ctx context.Context, user string, keys ...Key) (
 	return m.revoke(ctx, user, all, nil, func(k Key) bool { return slices.Contains(keys, k) })
 }
 
-func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared [][6]byte, this func(Key) bool) (n int, err error) {
+func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared []incarnation, this func(Key) bool) (n int, err error) {
 	for _, p := range all {
 		// Also where there is none: it may be just about to be made.
 		if !this(p.key) || p.rec != nil && p.rec.user != user {
@@ -122,7 +122,7 @@ func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all 
 // follow has each session be there once: one that is renewed while its user's list is looked through may be found in its old place and
 // in its new one, or in neither of them.
 func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, err error) {
-	at := map[[6]byte]int{}
+	at := map[incarnation]int{}
 	for _, p := range all {
 		for hop := 0; p.rec != nil && p.rec.kind == moved && hop <= maxHops; hop++ {
 			next, ok := decodeSuccessor(p.rec.body)
