@@ -112,6 +112,15 @@ type placed struct {
 	raw []byte
 }
 
+// A line is what a session is under all its tokens.
+type line struct {
+	tag Key
+	incarnation
+}
+
+// line returns that of a record that is there.
+func (p placed) line() line { return line{p.key.tag(), p.rec.incarnation} }
+
 // move has the session go on as s.rec with a new token, and the old one end, which is one step where the store can do that. It answers
 // store.ErrConflict, with nothing done, where the old one is not any more what it was, and another attempt may do.
 //
@@ -355,10 +364,10 @@ const maxEnds = 100
 
 // end leaves in the place of a session that it is over, and in that of what it goes on as where it was renewed meanwhile. ended says
 // whether there was one. Those that are among spared stay.
-func (m *Manager[T]) end(ctx context.Context, p placed, spared []incarnation) (ended bool, err error) {
+func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended bool, err error) {
 	ctx = store.Replicated(ctx)
 	for try := 0; ; try++ {
-		if p.rec != nil && (p.rec.kind == over || slices.Contains(spared, p.rec.incarnation)) {
+		if p.rec != nil && (p.rec.kind == over || slices.Contains(spared, p.line())) {
 			return ended, nil
 		}
 		if p.rec != nil && p.rec.kind == moved {

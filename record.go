@@ -13,12 +13,12 @@ import (
 //	0      format: 0x9e
 //	1      kind (two bits): live, over, moved; whether it was renewed (two bits); number of the codec (four bits)
 //	2      number of the key that the body is encrypted with; 0: it is not
-//	3      incarnation (5 bytes): random, made with the session; another one is another session
-//	8      version (2): counts the saves
-//	10     nonce (3): random, so that no two requests save the same, and each can tell whether what is there is its own
-//	13     created (4), in seconds since 1970
-//	17     end (4): the absolute deadline, the same; 0: none
-//	21     user: its length as a uvarint, then its bytes; where there is one, when he logged in (4)
+//	3      incarnation (4 bytes): random, made with the session; with the tag of its token another one is another session
+//	7      version (2): counts the saves
+//	9      nonce (3): random, so that no two requests save the same, and each can tell whether what is there is its own
+//	12     created (4), in seconds since 1970
+//	16     end (4): the absolute deadline, the same; 0: none
+//	20     user: its length as a uvarint, then its bytes; where there is one, when he logged in (4)
 //	       where it was renewed: when (4)
 //	       body
 //
@@ -38,7 +38,7 @@ type record struct {
 }
 
 // An incarnation is that of a session, under all its tokens.
-type incarnation [5]byte
+type incarnation [4]byte
 
 type kind byte
 
@@ -50,7 +50,7 @@ const (
 
 const (
 	format     = 0x9e // no byte that text, JSON, PHP, gob or a pickle begins with
-	headerSize = 21
+	headerSize = 20
 	maxUser    = 1 << 10
 
 	renewedFlag = 1 << 6
@@ -121,7 +121,7 @@ func versionIn(b []byte) (version uint16, ok bool) {
 	if len(b) < headerSize || b[0] != format {
 		return 0, false
 	}
-	return binary.BigEndian.Uint16(b[8:]), true
+	return binary.BigEndian.Uint16(b[7:]), true
 }
 
 // decodeRecord reads what encode wrote. The body is part of b.
@@ -129,7 +129,7 @@ func decodeRecord(b []byte) (*record, error) {
 	if len(b) <= headerSize || b[0] != format || kind(b[1]>>4&3) > moved || b[1]>>7 != 0 || b[2] != 0 {
 		return nil, errRecord
 	}
-	r := &record{kind: kind(b[1] >> 4 & 3), codec: b[1] & 0xf, created: timeOf(b[13:]), end: timeOf(b[17:])}
+	r := &record{kind: kind(b[1] >> 4 & 3), codec: b[1] & 0xf, created: timeOf(b[12:]), end: timeOf(b[16:])}
 	r.version, _ = versionIn(b)
 	copy(r.incarnation[:], b[3:])
 	n, size := binary.Uvarint(b[headerSize:])

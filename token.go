@@ -90,6 +90,9 @@ func (k *keyer) of(b []byte) Key {
 	return Key(letters.AppendEncode(out, b[tagBytes:]))
 }
 
+// tag is what the keys of one session begin with.
+func (k Key) tag() Key { return k[:len(k)-keyLen] }
+
 // bytes are a key's tag and hash, nil where it is none.
 func (k Key) bytes() []byte {
 	b := make([]byte, 0, tagBytes+keyBytes+8) // AppendDecode wants room for what it takes for padding

@@ -63,10 +63,10 @@ func (m *Manager[T]) Revoke(ctx context.Context, user string, except ...Key) (n 
 	if err != nil {
 		return 0, err
 	}
-	var spared []incarnation // which stays the same when a session is renewed, meanwhile or since its key was asked for
+	var spared []line // which stays the same when a session is renewed, meanwhile or since its key was asked for
 	for _, p := range all {
 		if p.rec != nil && slices.Contains(except, p.key) {
-			spared = append(spared, p.rec.incarnation)
+			spared = append(spared, p.line())
 		}
 	}
 	return m.revoke(ctx, user, all, spared, func(k Key) bool { return !slices.Contains(except, k) })
@@ -81,7 +81,7 @@ func (m *Manager[T]) RevokeOnly(ctx context.Context, user string, keys ...Key) (
 	return m.revoke(ctx, user, all, nil, func(k Key) bool { return slices.Contains(keys, k) })
 }
 
-func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared []incarnation, this func(Key) bool) (n int, err error) {
+func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared []line, this func(Key) bool) (n int, err error) {
 	for _, p := range all {
 		// Also where there is none: it may be just about to be made.
 		if !this(p.key) || p.rec != nil && p.rec.user != user {
@@ -122,7 +122,7 @@ func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all 
 // follow has each session be there once: one that is renewed while its user's list is looked through may be found in its old place and
 // in its new one, or in neither of them.
 func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, err error) {
-	at := map[incarnation]int{}
+	at := map[line]int{}
 	for _, p := range all {
 		for hop := 0; p.rec != nil && p.rec.kind == moved && hop <= maxHops; hop++ {
 			next, ok := decodeSuccessor(p.rec.body)
@@ -137,11 +137,11 @@ func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, e
 		if p.rec == nil || p.rec.kind != live {
 			continue
 		}
-		if i, ok := at[p.rec.incarnation]; ok {
+		if i, ok := at[p.line()]; ok {
 			each[i] = p
 			continue
 		}
-		at[p.rec.incarnation] = len(each)
+		at[p.line()] = len(each)
 		each = append(each, p)
 	}
 	return each, nil
@@ -337,12 +337,11 @@ func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, 
 		return err
 	}
 	n, tags := 0, map[Key]bool{} // of those that are there, which one that is just being made may be the renewal of
-	tag := func(k Key) Key { return k[:len(k)-keyLen] }
 	for _, p := range all {
-		tags[tag(p.key)] = tags[tag(p.key)] || p.raw != nil
+		tags[p.key.tag()] = tags[p.key.tag()] || p.raw != nil
 	}
 	for i, p := range all {
-		if p.raw == nil && time.Since(before[i].entered) < pending && !tags[tag(p.key)] {
+		if p.raw == nil && time.Since(before[i].entered) < pending && !tags[p.key.tag()] {
 			n++
 		}
 	}
