@@ -82,10 +82,9 @@ type Options struct {
 	Codecs []Codec
 	// Near keeps copies of sessions in this process for up to so long, so that most requests that only read ask nobody. The store tells
 	// when one changes, and a browser never sees a session from before its own writes: a second cookie, called like the first one with -v,
-	// knows the version. (Clients with Header are served no copies.) What others
-	// do (a logout elsewhere, Revoke) is seen within milliseconds, and within Near if that news is lost. So is a change
-	// that is made after the response has begun, by another process. The store has to be opened to track
-	// (redis://...?track=yes). The default is none.
+	// knows the version. (Clients with Header are served no copies.) What others do (a logout elsewhere, Revoke) is seen within milliseconds,
+	// and within Near if that news is lost; so is a browser's own change, by another process, if it was made after its response had
+	// begun, or was answered before an older one. The store has to be opened to track (redis://...?track=yes). The default is none.
 	Near time.Duration
 	// Cookie says how the cookie is called and what it may be used for.
 	Cookie Cookie
