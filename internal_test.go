@@ -108,6 +108,54 @@ func TestEncryption(t *testing.T) {
 	}
 }
 
+func FuzzSuccessor(f *testing.F) {
+	tok, next := newToken(""), newToken("")
+	for _, k := range []*keyer{newKeyer(nil, false), newKeyer(nil, true)} {
+		key := k.session(next)
+		f.Add(successor{key: key}.encode())
+		f.Add(successor{key, tok.sealFor(next, key)}.encode())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, ok := decodeSuccessor(b)
+		if !ok {
+			return
+		}
+		if got, ok := decodeSuccessor(n.encode()); !ok || got.key != n.key || !bytes.Equal(got.sealed, n.sealed) || n.key.tag() == "" {
+			t.Errorf("%+v comes back as %+v", n, got)
+		}
+		if len(n.sealed) > 0 && !tok.unseal(n.sealed, n.key).valid() {
+			t.Errorf("%x is no token", n.sealed)
+		}
+	})
+}
+
+// Whatever a client sends, there is a token of the right form or none, and of two none.
+func FuzzCookies(f *testing.F) {
+	tok := newToken("")
+	key := newKeyer(nil, true).session(tok)
+	f.Add("__Host-session="+string(tok)+"; __Host-session-v="+least{7, true}.value(key), string(tok))
+	f.Add("__Host-session="+string(tok)+"; __Host-session=x", "Bearer "+string(tok))
+	f.Fuzz(func(t *testing.T, cookie, header string) {
+		var c Cookie
+		if err := c.complete(); err != nil {
+			t.Fatal(err)
+		}
+		r := &http.Request{Header: http.Header{"Cookie": {cookie}, "Authorization": {header}}}
+		value, _ := c.read(r, "")
+		if tok := token(value); tok.valid() && (len(tok) != tokenLen || tokenOf(func() []byte { b := tok.bytes(); return b[:] }()) != tok) {
+			t.Errorf("%q is taken for a token", tok)
+		}
+		version, _ := c.read(r, leastCookie)
+		if l := parseLeast(version, key); l.known && l.value(key) != version {
+			t.Errorf("%q is taken for the version %d", version, l.version)
+		}
+		o := Options{Header: "Authorization"}
+		if o.hasHeader(r) {
+			_, _ = o.readHeader(r)
+		}
+	})
+}
+
 func FuzzIndex(f *testing.F) {
 	f.Add(encodeIndex([]indexEntry{{newKeyer(nil, false).session(newToken("")), time.Unix(1_800_000_000, 0)}, {newKeyer(nil, false).session(newToken("")), time.Unix(1, 0)}}))
 	f.Fuzz(func(t *testing.T, b []byte) {

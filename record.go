@@ -170,5 +170,5 @@ func decodeSuccessor(b []byte) (n successor, ok bool) {
 		return n, false
 	}
 	n.key, n.sealed = Key(b[1:1+b[0]]), b[1+b[0]:]
-	return n, len(n.sealed) == 0 || len(n.sealed) == tokenBytes
+	return n, n.key.bytes() != nil && (len(n.sealed) == 0 || len(n.sealed) == tokenBytes)
 }
