@@ -59,14 +59,24 @@ func (c *Cookie) complete() error {
 	return c.made("", "x", 0).Valid()
 }
 
-// read returns the value of the cookie, or of one whose name is longer by suffix, in a request, "" for none. Of two that differ none counts: one of them was put there by somebody
-// else (another host below the same domain), and nobody knows which.
+// read returns the value of the cookie, or of one whose name is longer by suffix, in a request, "" for none. Of two that differ none
+// counts: one of them was put there by somebody else (another host below the same domain), and nobody knows which. It is as it was
+// sent, with quotes, say, that no value of ours has.
 func (c *Cookie) read(r *http.Request, suffix string) (value string, ok bool) {
-	for i, cookie := range r.CookiesNamed(c.Name + suffix) {
-		if i > 0 && cookie.Value != value {
-			return "", false
+	found := false
+	for _, line := range r.Header["Cookie"] {
+		for more := true; more; {
+			var pair string
+			pair, line, more = strings.Cut(line, ";")
+			name, text, _ := strings.Cut(strings.Trim(pair, " \t"), "=")
+			if rest, ok := strings.CutPrefix(name, c.Name); !ok || rest != suffix {
+				continue
+			}
+			if found && text != value {
+				return "", false
+			}
+			value, found = text, true
 		}
-		value = cookie.Value
 	}
 	return value, true
 }

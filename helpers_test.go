@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/sessile/sessile"
+	"go.uber.org/goleak"
 )
 
 func mustURL(t *testing.T, text string) *url.URL {
@@ -43,4 +44,14 @@ func loggedIn[T any](t *testing.T, m *sessile.Manager[T], user string, value T) 
 		key = s.Key()
 	})).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
 	return key
+}
+
+// TestMain sees that nothing goes on when all is closed.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(tests{m}) }
+
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	defer http.DefaultClient.CloseIdleConnections()
+	return t.M.Run()
 }

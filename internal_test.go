@@ -229,7 +229,7 @@ func TestDuplicateCookies(t *testing.T) {
 	a, b := string(newToken("")), string(newToken(""))
 	for header, want := range map[string]string{
 		"s=" + a: a, "s=" + a + "; s=" + a: a, "s=" + a + "; s=" + b: "", "s=" + a + "; S=" + b: a, "s=stale; s=" + a: "", "x=" + a: "", "s=": "",
-		"s=" + a + "; s=" + b + "; s=" + b: "",
+		"s=" + a + "; s=" + b + "; s=" + b: "", "s=\"" + a + "\"": "\"" + a + "\"", "x=y;s=" + a + ";": a, "  s=" + a + "\t;ss=" + b + "; xs=" + b: a, "s": "", "s=" + a + "=": a + "=", ";;": "",
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("Cookie", header)

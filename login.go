@@ -391,7 +391,7 @@ func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended bo
 			}
 			ended = errors.Is(err, store.ErrUnknown) && p.rec != nil // if it is over now
 		}
-		if p.rec, p.raw, err = m.find(ctx, p.key, nil); err != nil {
+		if p.rec, p.raw, err = m.find(ctx, p.key); err != nil {
 			return false, err
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -12,26 +14,32 @@ import (
 
 // A near keeps copies of what was loaded, as long as the store says that they are good, and no longer than life: then a request that
 // only reads asks nobody. A nil one keeps none.
-type near struct {
+type near[T any] struct {
 	load func(ctx context.Context, name string) (store.Record, error)
 	stop func()
 	life time.Duration
 
 	mu       sync.Mutex // guards what follows
-	now, old map[string]*copied
+	now, old map[string]*copied[T]
 }
 
 // A copied record is in the map before it is loaded, so that news of it that come meanwhile are not missed.
-type copied struct {
-	rec   store.Record
-	until time.Time // zero: it is being loaded
+type copied[T any] struct {
+	rec     store.Record
+	until   time.Time                  // zero: it is being loaded
+	decoded atomic.Pointer[decoded[T]] // only where values of T share nothing when they are copied
+}
+
+type decoded[T any] struct {
+	rec   *record
+	value T
 }
 
 // maxCopies bounds each of the two maps.
 const maxCopies = 1 << 14
 
-func newNear(t store.Tracker, life time.Duration) (n *near, err error) {
-	n = &near{life: life, now: map[string]*copied{}}
+func newNear[T any](t store.Tracker, life time.Duration) (n *near[T], err error) {
+	n = &near[T]{life: life, now: map[string]*copied[T]{}}
 	n.load, n.stop, err = t.Track(n.drop)
 	return n, err
 }
@@ -71,7 +79,7 @@ func (l least) met(data []byte) bool {
 }
 
 // get returns the record under name, which nobody may change.
-func (n *near) get(ctx context.Context, name string, want *least) (store.Record, error) {
+func (n *near[T]) get(ctx context.Context, name string, want *least) (*copied[T], error) {
 	n.mu.Lock()
 	c := n.now[name]
 	if c == nil {
@@ -79,11 +87,11 @@ func (n *near) get(ctx context.Context, name string, want *least) (store.Record,
 	}
 	if c != nil && time.Now().Before(c.until) && want.met(c.rec.Data) {
 		n.mu.Unlock()
-		return c.rec, nil
+		return c, nil
 	}
-	c = new(copied)
+	c = new(copied[T])
 	if len(n.now) >= maxCopies {
-		n.old, n.now = n.now, map[string]*copied{}
+		n.old, n.now = n.now, map[string]*copied[T]{}
 	}
 	n.now[name] = c
 	n.mu.Unlock()
@@ -91,27 +99,46 @@ func (n *near) get(ctx context.Context, name string, want *least) (store.Record,
 	rec, err := n.load(ctx, name)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	c.rec = rec
 	if n.now[name] == c { // no news of it
 		if err == nil {
-			c.rec, c.until = rec, time.Now().Add(n.life)
+			c.until = time.Now().Add(n.life)
 		} else {
 			delete(n.now, name)
 		}
 	}
-	return rec, err
+	return c, err
 }
 
 // drop forgets the copy of what has changed, and all of them where name is "".
-func (n *near) drop(name string) {
+func (n *near[T]) drop(name string) {
 	if n == nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if name == "" {
-		n.now, n.old = map[string]*copied{}, nil
+		n.now, n.old = map[string]*copied[T]{}, nil
 		return
 	}
 	delete(n.now, name)
 	delete(n.old, name)
+}
+
+// flat reports whether values of t share nothing when they are copied: no pointers, slices, maps, interfaces in them.
+func flat(t reflect.Type) bool {
+	switch k := t.Kind(); {
+	case k <= reflect.Complex128 && k != reflect.Invalid, k == reflect.String, t == reflect.TypeFor[time.Time]():
+		return true
+	case k == reflect.Array:
+		return flat(t.Elem())
+	case k == reflect.Struct:
+		for i := range t.NumField() {
+			if !flat(t.Field(i).Type) {
+				return false
+			}
+		}
+		return true
+	}
+	return false
 }

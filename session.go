@@ -105,7 +105,7 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 		}
 	}()
 	s.rec, s.raw = nil, nil
-	rec, raw, err := s.m.find(ctx, s.at, want)
+	rec, raw, c, err := s.look(ctx, want)
 	for hop := 0; rec != nil && rec.kind == moved; hop++ {
 		next, ok := decodeSuccessor(rec.body)
 		if !ok || rec.over(time.Now()) || hop == maxHops {
@@ -120,7 +120,7 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 			s.token = s.token.unseal(next.sealed, next.key)
 		}
 		s.at = next.key
-		rec, raw, err = s.m.find(ctx, s.at, want)
+		rec, raw, c, err = s.look(ctx, want)
 	}
 	if s.raw = raw; rec == nil || err != nil {
 		return err
@@ -128,6 +128,12 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 	if rec.kind != live {
 		s.gone = true
 		return nil
+	}
+	if c != nil {
+		if d := c.decoded.Load(); d != nil {
+			s.rec, s.value = rec, d.value
+			return nil
+		}
 	}
 	var none T
 	s.value = none
@@ -137,26 +143,45 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 		s.m.saw(ctx, EventUndecodable, s.at, time.Time{}, err)
 		return nil
 	}
-	s.rec = rec
+	if s.rec = rec; c != nil && s.m.flat {
+		c.decoded.Store(&decoded[T]{rec, s.value})
+	}
 	return nil
+}
+
+// look is find for where the session is, or a copy of that.
+func (s *Session[T]) look(ctx context.Context, want *least) (rec *record, raw []byte, c *copied[T], err error) {
+	if want == nil || s.m.near == nil {
+		rec, raw, err = s.m.find(ctx, s.at)
+		return rec, raw, nil, err
+	}
+	c, err = s.m.near.get(ctx, string(s.at), want)
+	if err != nil {
+		return nil, nil, nil, failed(err)
+	}
+	if d := c.decoded.Load(); d != nil && !d.rec.past(c.rec) {
+		return d.rec, c.rec.Data, c, nil
+	}
+	rec, raw, err = s.m.read(ctx, s.at, c.rec)
+	return rec, raw, c, err
 }
 
 // find returns the record under key, be it over, nil where there is none that counts: nothing, or a session whose time is over. raw is
 // what lies there, nil for nothing.
-func (m *Manager[T]) find(ctx context.Context, key Key, want *least) (rec *record, raw []byte, err error) {
-	var got store.Record
-	if want != nil && m.near != nil {
-		got, err = m.near.get(ctx, string(key), want)
-	} else {
-		got, err = m.st.Load(ctx, string(key))
-	}
-	switch {
-	case errors.Is(err, store.ErrAbsent):
-		return nil, nil, nil
-	case err != nil:
-		return nil, nil, fmt.Errorf("sessile: load: %w", err)
+func (m *Manager[T]) find(ctx context.Context, key Key) (rec *record, raw []byte, err error) {
+	got, err := m.st.Load(ctx, string(key))
+	if err != nil {
+		return nil, nil, failed(err)
 	}
 	return m.read(ctx, key, got)
+}
+
+// failed is what a store's error is to who looks for a session: nil where there is none.
+func failed(err error) error {
+	if errors.Is(err, store.ErrAbsent) {
+		return nil
+	}
+	return fmt.Errorf("sessile: load: %w", err)
 }
 
 // read makes of what lies under key what find returns.
@@ -170,11 +195,16 @@ func (m *Manager[T]) read(ctx context.Context, key Key, got store.Record) (rec *
 		m.saw(ctx, EventUndecodable, key, time.Time{}, err)
 		return nil, raw, nil
 	}
-	now := time.Now()
-	if rec.kind == live && (rec.over(now) || !got.Expires.IsZero() && !now.Before(got.Expires)) {
+	if rec.past(got) {
 		return nil, raw, nil
 	}
 	return rec, raw, nil
+}
+
+// past reports whether the time of a session is over, which lies in the store as got.
+func (r *record) past(got store.Record) bool {
+	now := time.Now()
+	return r.kind == live && (r.over(now) || !got.Expires.IsZero() && !now.Before(got.Expires))
 }
 
 // versionOf is the version of what find has found.

@@ -130,7 +130,7 @@ func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, e
 				break
 			}
 			p.key = next.key
-			if p.rec, p.raw, err = m.find(ctx, p.key, nil); err != nil {
+			if p.rec, p.raw, err = m.find(ctx, p.key); err != nil {
 				return nil, err
 			}
 		}
@@ -165,7 +165,7 @@ func (m *Manager[T]) findAll(ctx context.Context, entries []indexEntry) ([]place
 	}
 	for i := range all {
 		var err error
-		if all[i].rec, all[i].raw, err = m.find(ctx, all[i].key, nil); err != nil {
+		if all[i].rec, all[i].raw, err = m.find(ctx, all[i].key); err != nil {
 			return nil, err
 		}
 	}
