@@ -57,6 +57,9 @@ func needs(o redis.Options, sets []string) []sample {
 	if o.Database != 0 {
 		list = append(list, sample{"+select", []string{"SELECT", fmt.Sprint(o.Database)}})
 	}
+	if o.Track {
+		list = append(list, sample{"+client|tracking", []string{"CLIENT", "TRACKING", "OFF"}})
+	}
 	if len(o.Sentinels) > 0 || len(o.Cluster) > 0 {
 		list = append(list, sample{"+role", []string{"ROLE"}}, sample{"+wait", []string{"WAIT", "0", "1"}})
 	}

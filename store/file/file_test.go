@@ -198,7 +198,7 @@ func TestOpenURLTakesAllParameters(t *testing.T) {
 	if st, err := os.Stat(u.Path + "/sess_a"); err != nil || st.Mode() != 0o640 {
 		t.Errorf("got mode %v, %v, want 0640 whatever the umask", st.Mode(), err)
 	}
-	if got, want := s.Capabilities(), (store.Capabilities{Scan: true, Conditional: true, LazyExpiry: true, Lock: true, Seal: true}); got != want {
+	if got, want := s.Capabilities(), (store.Capabilities{Scan: true, Conditional: true, LazyExpiry: true, Lock: true, Seal: true, NarrowKeys: true}); got != want {
 		t.Errorf("Capabilities: got %+v, want %+v", got, want)
 	}
 }

@@ -13,9 +13,10 @@ if not old then
   return {0, value, px, 0}
 end
 local left = redis.call('PTTL', KEYS[1]) -- -1 where there is no deadline
-redis.call('APPEND', KEYS[1], ARGV[3])
-if left >= 0 and left < px then
-  redis.call('PEXPIRE', KEYS[1], ARGV[1])
-  left = px
+if left < 0 then
+  redis.call('SET', KEYS[1], value, 'KEEPTTL')
+else
+  left = math.max(left, px)
+  redis.call('SET', KEYS[1], value, 'PX', left)
 end
 return {0, value, left, 1}
