@@ -84,10 +84,10 @@ func (s *MariaDBServer) TLS() (caFile string) {
 }
 
 func (s *MariaDBServer) start() error {
-	args := append([]string{"--no-defaults"}, s.args...)
+	args := append([]string{"--no-defaults", "--skip-log-bin"}, s.args...)
 	args = append(args, "--datadir="+s.Data(), "--tmpdir="+s.dir, "--socket="+s.Socket, "--bind-address=127.0.0.1", fmt.Sprint("--port=", s.port),
 		"--pid-file="+filepath.Join(s.dir, "pid"), "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=2",
-		"--innodb-buffer-pool-size=64M", "--skip-name-resolve", "--skip-log-bin")
+		"--innodb-buffer-pool-size=64M", "--skip-name-resolve")
 	return s.server.start(exec.Command(s.bin, append(args, s.asUser()...)...), syscall.SIGKILL, func() (bool, error) {
 		_, err := s.Try("mysql", "SELECT 1")
 		return err == nil, nil

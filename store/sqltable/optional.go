@@ -19,7 +19,7 @@ var (
 
 // SaveAll implements store.Batcher: one transaction, of the conditional writes that Save would do. A row that was written stays as
 // it is until the end of it, so that all conditions hold then. It answers errors.ErrUnsupported where the table's engine has no
-// transactions, and where the application's lock on one of the sessions is the row's and this process has it: another connection
+// transactions, where MySQL's binlog_format is STATEMENT, and where the application's lock on one of the sessions is the row's and this process has it: another connection
 // would wait for ourselves.
 func (s *Store) SaveAll(ctx context.Context, writes []store.Write) error {
 	return s.saveAll(ctx, writes, nil)
@@ -132,6 +132,9 @@ func (s *Store) transact(ctx context.Context, writes []*query) (done bool, err e
 	s.noteReadOnly(err)
 	if _, lost := conn.ExecContext(ctx, "ROLLBACK"); lost != nil {
 		discard(conn) // and the transaction with it
+	}
+	if s.d.code(err) == "error 1665" {
+		return false, fmt.Errorf("store/sqltable: save all: binlog_format=STATEMENT cannot log what is read as committed: %w", errors.ErrUnsupported)
 	}
 	c := s.d.classify(err)
 	if err == errReplaced || c == classAgain || c == classDuplicate || errors.Is(err, driver.ErrBadConn) && ctx.Err() == nil {
