@@ -169,6 +169,40 @@ func TestTheWindowKnowsWhichWasAddedLast(t *testing.T) {
 	}
 }
 
+// Of a list that is cut short while it is added to: what was added last is put back, in whichever order that is heard of.
+func TestTheWindowKnowsWhatWasAddedToAShorterOne(t *testing.T) {
+	for name, cutFirst := range map[string]bool{"in order": true, "backwards": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWindow(time.Second, 1<<20)
+				began := time.Now()
+				in, at := began.Add(time.Hour), func(ms int) time.Time { return began.Add(time.Duration(ms) * time.Millisecond) }
+				time.Sleep(time.Millisecond)
+				w.appended("k", []byte("12"), in, at(0), 0)
+				time.Sleep(time.Second)
+				cut := func() { w.saved("k", []byte("2"), in, at(500), sumOf(versionOf("12"))) }
+				if cutFirst {
+					cut()
+				}
+				w.appended("k", []byte("23"), in, at(400), w.sum([]byte("2")))
+				if !cutFirst {
+					cut()
+				}
+				w.check(t)
+				e := w.get("k")
+				if string(e.data) != "23" {
+					t.Errorf("got %q, want 23", e.data)
+				}
+				for _, older := range []string{"12", "2"} {
+					if !w.knows(e, []byte(older), versionOf(older)) {
+						t.Errorf("it does not know that %s is older", older)
+					}
+				}
+			})
+		})
+	}
+}
+
 func TestAppendHasLimits(t *testing.T) {
 	server := testserver.Redis(t)
 	ctx := context.Background()

@@ -238,13 +238,15 @@ func (w *window) save(key string, data []byte, expires, asked time.Time, base ui
 	}
 	over := together && (e.did == deleted || e.did == saved && e.asked > when)
 	follows := !together
-	if grown && together && e.did == saved {
+	if together && e.did == saved {
 		switch {
-		case e.grown && len(e.data) > len(data) && bytes.HasPrefix(e.data, data):
+		case grown && e.grown && len(e.data) > len(data) && bytes.HasPrefix(e.data, data):
 			over = true
 			e.addOlder(sum)
-		case base == e.sum, e.grown && bytes.HasPrefix(data, e.data):
+		case grown && (base == e.sum || e.grown && bytes.HasPrefix(data, e.data)):
 			over, follows = false, true
+		case !grown && e.grown && slices.Contains(e.older, sum) && base != sumOf(valueVersion(e.data)):
+			over = true // it was added to already
 		}
 	}
 	switch {
