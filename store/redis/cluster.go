@@ -727,6 +727,8 @@ func (c *cluster) send(ctx context.Context, op string, lost error, at string, ar
 		case h == nil || errors.Is(r.err, errSplit):
 		case errors.Is(r.err, errAdrift) && h.over.Load():
 			elsewhere, asking = nil, false
+		case errors.As(r.err, &re) && re.code == "TRYAGAIN" && try >= togetherTries && ctx.Value(togetherKey{}) != nil:
+			return r
 		case errors.As(r.err, &re) && re.redirects():
 			elsewhere, asking = c.follow(re, h), re.code == "ASK"
 			pause = elsewhere == nil || try > 2 // of two that say it of each other, one is about to know better
@@ -746,6 +748,13 @@ func (c *cluster) send(ctx context.Context, op string, lost error, at string, ar
 		}
 	}
 }
+
+// togetherKey is of what does without where a slot that is on its way refuses it: a script that makes a record beside one that there
+// is finds the two in one place only when the slot has arrived. Until it has been tried so often, about 100 ms, they may be on
+// their way one behind the other.
+type togetherKey struct{}
+
+const togetherTries = 8
 
 // redirects reports whether the server refuses because of the slot, or of the state that it is in.
 func (e *replyError) redirects() bool {

@@ -15,8 +15,9 @@ var (
 	_ store.Appender = (*Store)(nil)
 )
 
-// SaveAll implements store.Batcher: one script. In a Cluster all names have to be in one slot. Redis takes the first braces of a name
-// for its tag, so those of a Prefix count before those of the keys.
+// SaveAll implements store.Batcher: one script. In a Cluster all names have to be in one slot, and the slot in one place: as long as it
+// is on its way to another server, a record can be made beside another one by one Save for each only. Redis takes the first braces of a
+// name for its tag, so those of a Prefix count before those of the keys.
 //
 // A replica has all that the script has written or nothing. But what a new primary lacks is put back one by one, each by what is
 // there then and is known to be older: where somebody else has changed one of the records since, or one was forgotten, the others come
@@ -57,7 +58,10 @@ func (s *Store) SaveAll(ctx context.Context, writes []store.Write) error {
 			}
 		}
 	}
-	r := s.call(ctx, "save all", store.ErrUnknown, saveAllScript, names, args, nil, done)
+	r := s.call(context.WithValue(ctx, togetherKey{}, true), "save all", store.ErrUnknown, saveAllScript, names, args, nil, done)
+	if re, ok := errors.AsType[*replyError](r.err); ok && re.code == "TRYAGAIN" {
+		return fmt.Errorf("store/redis: save all: the slot is on its way to another server: %w", errors.ErrUnsupported)
+	}
 	return s.resolved(ctx, r.fail(), func(ctx context.Context) (bool, error) { return s.resolveSaveAll(ctx, names, writes) })
 }
 

@@ -353,6 +353,44 @@ func TestSaveAllInACluster(t *testing.T) {
 	}
 }
 
+// A record that is to be made beside one that there is: as long as the slot is on its way the two are in no one place.
+func TestALoginWhileItsSlotIsOnItsWay(t *testing.T) {
+	c := testserver.Cluster(t, testserver.ClusterOptions{Replicas: -1})
+	ctx := context.Background()
+	s := open(t, c.URL()+"?hold=10s")
+	if err := s.Save(ctx, "{t}old", live("0"), store.Always); err != nil {
+		t.Fatal(err)
+	}
+	slot, from := slotOf("t"), c.NodeOf("{t}old")
+	to := c.Primaries()[slices.IndexFunc(c.Primaries(), func(n *testserver.RedisServer) bool { return n != from })]
+	was := 0
+	login := func(what string, want error) {
+		t.Helper()
+		writes := []store.Write{{Key: fmt.Sprint("{t}new ", what), Record: live("x"), Condition: store.IfAbsent},
+			{Key: "{t}old", Record: live(fmt.Sprint(was + 1)), Condition: store.IfVersion(versionOf(fmt.Sprint(was)))}}
+		if err := s.SaveAll(ctx, writes); !errors.Is(err, want) {
+			t.Fatalf("SaveAll %s: got %v, want %v", what, err, want)
+		}
+		for _, w := range writes {
+			if want == nil {
+				break
+			}
+			if err := s.Save(ctx, w.Key, w.Record, w.Condition); err != nil {
+				t.Fatalf("Save(%s) %s: %v", w.Key, what, err)
+			}
+		}
+		was++
+	}
+	login("before", nil)
+	c.BeginMove(from, to, slot)
+	login("at its beginning", errors.ErrUnsupported)
+	c.MoveKeys(from, to, slot)
+	login("half-way", errors.ErrUnsupported)
+	c.EndMove(to, slot)
+	eventually(t, "the slot is where it shall be", func() bool { return s.cluster.asked[slot].Load() == nil })
+	login("behind", nil)
+}
+
 // What store.Replicated marks is answered behind a WAIT.
 func TestTogetherAndReplicated(t *testing.T) {
 	p := newPair(t)
