@@ -64,7 +64,7 @@ func newNode(s *Store, network, addr string) *node {
 	}
 	n := &node{s: s, links: make([]*link, all), arrived: make(chan struct{}, 1), suspect: make(chan struct{}, 1),
 		anyRole: !s.opt.watched(), trouble: func() {}, tag: func() string { return "" }, serves: func() bool { return true }}
-	n.gate.opened, n.gate.shutting = make(chan struct{}), s.trackers.all
+	n.gate.opened = make(chan struct{})
 	n.place.Store(&place{network: network, addr: addr, err: errNowhere, left: make(chan struct{})})
 	for i := range n.links {
 		n.links[i] = &link{tried: make(chan struct{})}
@@ -77,6 +77,7 @@ func newNode(s *Store, network, addr string) *node {
 		n.attendant = s.attendant(n)
 		n.gate.close(adrift)
 	}
+	n.gate.shutting = s.trackers.all // from now on: nothing was read through a gate that was never open
 	return n
 }
 

@@ -512,6 +512,20 @@ func TestCopiesWhileSlotsMove(t *testing.T) {
 	n.keep(t, key, "1")
 }
 
+// While a node is away others are asked again and again, by connections on which no session is read.
+func TestALookDoubtsNoCopies(t *testing.T) {
+	opt := Options{Cluster: []string{"127.0.0.1:1"}, Track: true}
+	if err := opt.complete(); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := newStore(opt)
+	t.Cleanup(func() { s.Close() })
+	n := track(t, s)
+	if node := newNode(s, "tcp", "127.0.0.1:1"); n.heard("") != 0 || node.gate.shut.Load() == 0 {
+		t.Errorf("a node that nobody uses: %d doubts", n.heard(""))
+	}
+}
+
 func TestCopiesAfterAFailoverOfAShard(t *testing.T) {
 	c := testserver.Cluster(t, testserver.ClusterOptions{})
 	s := open(t, c.URL()+"?track=yes")
