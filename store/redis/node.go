@@ -273,7 +273,7 @@ func (n *node) send(ctx context.Context, op string, lost error, args []string, l
 				err = errUnleased
 			}
 			r := &reply{op: op, lost: lost, items: []rueidis.RedisMessage{msg}}
-			if err == nil && done != nil {
+			if (err == nil || err == errShort) && done != nil { // short of replicas it is done all the same: whoever reads it goes by it
 				done(r)
 			}
 			if n.gate.leave(ctx); err == nil {

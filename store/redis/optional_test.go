@@ -425,4 +425,10 @@ func TestTogetherAndReplicated(t *testing.T) {
 			t.Errorf("%s without the replica: got %v, want unknown", what, err)
 		}
 	}
+	// Done it is, and who finds it goes by it. So it is not to be lost.
+	for key, want := range map[string]string{"new 2": "session", "list": "xx"} {
+		if e := s.window.get(key); e == nil || string(e.data) != want {
+			t.Errorf("%s is not noted as it is", key)
+		}
+	}
 }
