@@ -153,7 +153,7 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 	var list []indexEntry
 	enlist := func() (err error) {
 		if next.user != "" {
-			list, err = m.enlist(ctx, next.user, key, time.Now())
+			list, err = m.enlist(store.Replicated(ctx), next.user, key, time.Now())
 		}
 		return err
 	}

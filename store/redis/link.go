@@ -391,7 +391,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	c.sent.Store(c.commands.began) // first: the answer may be here at once
 	n, err := c.Conn.Write(p)
 	// Whoever is about to send a command does so before rueidis looks whether there is one: then they go together, which is half of
-	// the work of each, here and for the server. Where nobody is, this costs nothing.
+	// the work of each, here and for the server. Where nobody is, this costs next to nothing.
 	runtime.Gosched()
 	return n, err
 }
