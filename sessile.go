@@ -95,8 +95,8 @@ type Options struct {
 	// CrossOrigin decides which requests that change something (POST ...) come from other sites' pages, and are answered 403: a cookie alone
 	// does not say who wrote a form. The default is that of http.NewCrossOriginProtection. Requests with Header are not asked.
 	CrossOrigin *http.CrossOriginProtection
-	// Timeout bounds what is saved at the end of a request. It does not end with the request: a logout must not depend on the
-	// client's staying connected. The default is 3 s.
+	// Timeout bounds what is saved at the end of a request, and each step of a login. It does not end with the request: a logout must not
+	// depend on the client's staying connected. The default is 3 s.
 	Timeout time.Duration
 	// Unavailable answers a request whose session could not be saved before its response began. The default is a plain 503.
 	Unavailable http.Handler

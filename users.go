@@ -251,6 +251,8 @@ func encodeIndex(list []indexEntry) []byte {
 
 // enlist notes that the session under key is about to be user's, and returns his list up to it.
 func (m *Manager[T]) enlist(ctx context.Context, user string, key Key, now time.Time) ([]indexEntry, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.opt.Timeout) // all attempts together
+	defer cancel()
 	mine, at := indexEntry{key, now}, m.keys[0].user(user)
 	for try := 0; ; try++ {
 		x, err := m.enter(ctx, at, mine)
