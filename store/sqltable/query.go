@@ -125,8 +125,8 @@ func (s *Store) rows(ctx context.Context, q *query, what string, scan func(*sql.
 	})
 }
 
-// get runs q, and runs it again where PostgreSQL does not take the statement any more, before it has answered with a row:
-// somebody has altered the table.
+// get runs q, and runs it again where PostgreSQL does not take the statement any more, before it has answered with a row
+// (somebody has altered the table), or where somebody else has closed it for that.
 func (s *Store) get(ctx context.Context, q *query, what string, run func(*sql.Stmt) error) error {
 	if err := s.writable(ctx); err != nil {
 		return err
@@ -139,7 +139,7 @@ func (s *Store) get(ctx context.Context, q *query, what string, run func(*sql.St
 		switch {
 		case err == nil, errors.Is(err, sql.ErrNoRows):
 			return err
-		case try < tries && s.d.code(err) == "error 0A000": // feature_not_supported: cached plan must not change result type
+		case try < tries && (s.d.code(err) == "error 0A000" || err.Error() == closedStatement): // cached plan must not change result type
 			s.forget(q, st)
 		default:
 			return s.failure(ctx, what, err, false)
@@ -183,6 +183,10 @@ func (s *Store) forget(q *query, st *sql.Stmt) {
 		st.Close()
 	}
 }
+
+// closedStatement is what database/sql says of a statement that is closed, for which it has no error to compare with: nothing
+// was sent.
+const closedStatement = "sql: statement is closed"
 
 // errDuplicate: there is a row of this id.
 var errDuplicate = fmt.Errorf("%w: there is such a row", store.ErrConflict)

@@ -363,6 +363,21 @@ func TestATableThatIsAltered(t *testing.T) {
 	}
 }
 
+// Who has a statement that somebody else forgets in the same moment gets the next one.
+func TestAStatementThatIsClosed(t *testing.T) {
+	for name, srv := range servers(t) {
+		t.Run(name, func(t *testing.T) {
+			s, _ := made(t, srv, plain[name], "")
+			if err := s.Save(t.Context(), "k", hour("x"), store.Always); err != nil {
+				t.Fatal(err)
+			}
+			if closed, err := s.LoadClosed(t.Context(), "k"); err != nil || !closed {
+				t.Errorf("LoadClosed: %v, %v", closed, err)
+			}
+		})
+	}
+}
+
 // A server that has become a replica takes no writes, and then is not read from either: an application that can do the one
 // and not the other logs its users out. When it is the primary again, everybody is there.
 func TestAServerThatBecomesReadOnly(t *testing.T) {
