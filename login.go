@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -367,7 +366,7 @@ const maxEnds = 100
 func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended bool, err error) {
 	ctx = store.Replicated(ctx)
 	for try := 0; ; try++ {
-		if p.rec != nil && (p.rec.kind == over || slices.Contains(spared, p.line())) {
+		if p.rec != nil && (p.rec.kind == over || p.among(spared)) {
 			return ended, nil
 		}
 		if p.rec != nil && p.rec.kind == moved {

@@ -72,10 +72,10 @@ func parseLeast(value string, key Key) (l least) {
 	return least{binary.BigEndian.Uint16(b), true}
 }
 
-// met reports whether a record is of that version or a later one. Versions begin anew after 2^16.
+// met reports whether a record is of that version or a later one.
 func (l least) met(data []byte) bool {
 	version, ok := versionIn(data)
-	return l.known && ok && version-l.version < 1<<15
+	return l.known && ok && notBefore(version, l.version)
 }
 
 // get returns the record under name, which nobody may change.

@@ -567,6 +567,8 @@ func (w *world) check(t *rapid.T) {
 			i := slices.IndexFunc(list, func(i sessile.Info[data]) bool { return i.Key == a.now.key })
 			l := a.now.lasts()
 			switch {
+			case i < 0 && w.strays && slices.ContainsFunc(list, func(i sessile.Info[data]) bool { return tag(i.Key) == tag(a.now.key) }):
+				continue // what a renewal has left that was cut short may stand for it
 			case i < 0 && a.user == user && l.yes(now) && !a.lost:
 				t.Fatalf("%v is not in the list", a)
 			case i < 0:
@@ -601,6 +603,8 @@ func (w *world) check(t *rapid.T) {
 		}
 	}
 }
+
+func tag(key sessile.Key) string { return string(key[:strings.IndexByte(string(key), '}')]) }
 
 func (k *ticket) String() string {
 	return fmt.Sprintf("%.6s(until %v, blind %v)", k.value, k.lasts(), k.blind)

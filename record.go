@@ -116,6 +116,9 @@ func (r *record) encode() []byte {
 	return append(b, r.body...)
 }
 
+// notBefore reports whether version a is b or a later one. They begin anew after 2^16.
+func notBefore(a, b uint16) bool { return a-b < 1<<15 }
+
 // versionIn reads the version out of what encode wrote, encrypted or not.
 func versionIn(b []byte) (version uint16, ok bool) {
 	if len(b) < headerSize || b[0] != format {

@@ -538,6 +538,56 @@ func TestReviewRevokeOthersWhileRenewed(t *testing.T) {
 	})
 }
 
+// Two windows renew a session at once, and what the one that comes too late has written cannot be taken back: two records of one session,
+// of which nobody has the second one's token. The list has the first, and who ends any of the two ends both.
+func TestReviewTwoRecordsOfOneSession(t *testing.T) {
+	for order, stops := range map[string]func(c *call) bool{
+		"listed before": func(c *call) bool { return c.kind == 'm' },
+		"listed behind": func(c *call) bool { return c.list && c.op == "load" },
+	} {
+		t.Run(order, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := newPlay()
+				s := newPages(t, st, sessile.Options{})
+				b := s.window("")
+				b.want("/login", "")
+				late, stop := s.window(b.cookie), newStop()
+				st.once(stops, func(c *call) error { stop.wait(); return c.do() })
+				stop.at(func() { late.want("/renew", "") }, func() {
+					b.want("/renew", "")
+					st.set(func(c *call) error {
+						if err := c.do(); c.kind == 'o' && errors.Is(err, store.ErrConflict) {
+							return errUnavailable
+						} else {
+							return err
+						}
+					})
+				})
+				st.set(nil)
+				for _, d := range []time.Duration{0, 5 * time.Minute} {
+					b.want("/add", "")
+					time.Sleep(d)
+					list, err := s.m.Sessions(t.Context(), "alice")
+					if mine := sessile.Key(b.get("/key")); err != nil || len(list) != 1 || list[0].Key != mine || mine == "" {
+						t.Errorf("%v later: %v, %v, want %q", d, list, err, mine)
+					}
+				}
+				var stray sessile.Key
+				page, _ := st.Scan(t.Context(), "", 10)
+				for _, key := range page.Keys {
+					if k := sessile.Key(key); len(k) > 32 && k != sessile.Key(b.get("/key")) {
+						stray = k
+					}
+				}
+				if n, err := s.m.RevokeOnly(t.Context(), "alice", stray); n != 1 || err != nil {
+					t.Errorf("%d, %v", n, err)
+				}
+				b.want("/", `"" 0`)
+			})
+		})
+	}
+}
+
 // An entry of the list that was written twice is one session.
 func TestReviewAnEntryTwice(t *testing.T) {
 	eachWay(t, func(t *testing.T, st *play) {

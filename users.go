@@ -31,7 +31,7 @@ func (s *Session[T]) Key() Key {
 // Sessions lists the sessions in which user is logged in, the newest first. It costs two round trips, or one for each and one more
 // where the store cannot read many at once.
 func (m *Manager[T]) Sessions(ctx context.Context, user string) ([]Info[T], error) {
-	all, err := m.sessionsOf(ctx, user)
+	all, err := m.listed(ctx, user, m.keys)
 	if err != nil {
 		return nil, err
 	}
@@ -59,37 +59,50 @@ func (p placed) of(user string) bool { return p.rec != nil && p.rec.kind == live
 // back, and a login that is under way comes before or behind it. It returns how many there were; what an error has
 // kept it from is not ended.
 func (m *Manager[T]) Revoke(ctx context.Context, user string, except ...Key) (n int, err error) {
-	all, err := m.sessionsOf(ctx, user)
+	all, err := m.listed(ctx, user, m.keys)
 	if err != nil {
 		return 0, err
 	}
-	var spared []line // which stays the same when a session is renewed, meanwhile or since its key was asked for
-	for _, p := range all {
-		if p.rec != nil && slices.Contains(except, p.key) {
-			spared = append(spared, p.line())
-		}
-	}
-	return m.revoke(ctx, user, all, spared, func(k Key) bool { return !slices.Contains(except, k) })
+	return m.revoke(ctx, user, all, linesOf(all, except), func(p placed) bool { return !slices.Contains(except, p.key) })
 }
 
 // RevokeOnly ends those of user's sessions that are named.
 func (m *Manager[T]) RevokeOnly(ctx context.Context, user string, keys ...Key) (n int, err error) {
-	all, err := m.sessionsOf(ctx, user)
+	all, err := m.listed(ctx, user, m.keys)
 	if err != nil {
 		return 0, err
 	}
-	return m.revoke(ctx, user, all, nil, func(k Key) bool { return slices.Contains(keys, k) })
+	these := linesOf(all, keys)
+	return m.revoke(ctx, user, all, nil, func(p placed) bool { return slices.Contains(keys, p.key) || p.among(these) })
 }
 
-func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared []line, this func(Key) bool) (n int, err error) {
+// linesOf returns the lines of those of all that have one of keys. A line stays the same when a session is renewed, meanwhile or since
+// its key was asked for, and a renewal that was cut short may have left two records of one.
+func linesOf(all []placed, keys []Key) (lines []line) {
+	for _, p := range all {
+		if p.rec != nil && slices.Contains(keys, p.key) {
+			lines = append(lines, p.line())
+		}
+	}
+	return lines
+}
+
+func (p placed) among(lines []line) bool { return p.rec != nil && slices.Contains(lines, p.line()) }
+
+func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spared []line, this func(placed) bool) (n int, err error) {
+	counted := map[line]bool{}
 	for _, p := range all {
 		// Also where there is none: it may be just about to be made.
-		if !this(p.key) || p.rec != nil && p.rec.user != user {
+		if !this(p) || p.rec != nil && p.rec.user != user {
 			continue
 		}
 		ended, err := m.end(ctx, p, spared)
 		if err != nil {
 			return n, fmt.Errorf("sessile: revoke: %w", err)
+		}
+		if p.rec != nil {
+			ended = ended && !counted[p.line()]
+			counted[p.line()] = counted[p.line()] || ended
 		}
 		if ended {
 			n++
@@ -99,11 +112,7 @@ func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spar
 	return n, nil
 }
 
-// sessionsOf returns what lies under the keys in the user's list, in its order.
-func (m *Manager[T]) sessionsOf(ctx context.Context, user string) (all []placed, err error) {
-	return m.listed(ctx, user, m.keys)
-}
-
+// listed returns what lies under the keys in the user's lists, in their order.
 func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all []placed, err error) {
 	for _, keys := range by {
 		x, err := m.index(ctx, keys.user(user))
@@ -120,7 +129,7 @@ func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all 
 }
 
 // follow has each session be there once: one that is renewed while its user's list is looked through may be found in its old place and
-// in its new one, or in neither of them.
+// in its new one, or in neither of them. Of two that are there the one that was saved more often is the one that is used.
 func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, err error) {
 	at := map[line]int{}
 	for _, p := range all {
@@ -137,12 +146,13 @@ func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, e
 		if p.rec == nil || p.rec.kind != live {
 			continue
 		}
-		if i, ok := at[p.line()]; ok {
+		switch i, twice := at[p.line()]; {
+		case !twice:
+			at[p.line()] = len(each)
+			each = append(each, p)
+		case !notBefore(each[i].rec.version, p.rec.version):
 			each[i] = p
-			continue
 		}
-		at[p.line()] = len(each)
-		each = append(each, p)
 	}
 	return each, nil
 }
@@ -184,6 +194,7 @@ type userIndex struct {
 	key     Key
 	entries []indexEntry
 	version store.Version
+	expires time.Time
 }
 
 type indexEntry struct {
@@ -219,7 +230,7 @@ func (m *Manager[T]) readIndex(ctx context.Context, key Key, got store.Record) *
 		m.log.Error("sessile: the list of a user's sessions cannot be read, and counts as empty", "error", err)
 		m.saw(ctx, EventUndecodable, key, time.Time{}, err)
 	}
-	return &userIndex{key, entries, got.Version()}
+	return &userIndex{key, entries, got.Version(), got.Expires}
 }
 
 var errIndex = errors.New("sessile: not a list of sessions of this version")
@@ -323,11 +334,20 @@ func (m *Manager[T]) indexLife() time.Duration {
 	return 10 * 365 * 24 * time.Hour
 }
 
+// saveIndex saves x, which is what lies in the store then. It never has a list end sooner: another process's clock may be ahead.
 func (m *Manager[T]) saveIndex(ctx context.Context, x *userIndex, now time.Time) error {
 	if len(x.entries) == 0 {
 		return nil
 	}
-	return m.st.Save(ctx, string(x.key), store.Record{Data: encodeIndex(x.entries), Expires: now.Add(m.indexLife())}, store.IfVersion(x.version))
+	rec := store.Record{Data: encodeIndex(x.entries), Expires: now.Add(m.indexLife())}
+	if x.expires.After(rec.Expires) {
+		rec.Expires = x.expires
+	}
+	if err := m.st.Save(ctx, string(x.key), rec, store.IfVersion(x.version)); err != nil {
+		return err
+	}
+	x.version, x.expires = rec.Version(), rec.Expires
+	return nil
 }
 
 // mayBe refuses a session of a user who has Options.MaxSessions already. list is his up to the new one. old is the one that this is to
@@ -375,22 +395,25 @@ func (m *Manager[T]) trim(ctx context.Context, user string, list []indexEntry, m
 		return nil
 	}
 	all, err := m.findAll(ctx, list)
-	if err == nil {
-		all, err = m.follow(ctx, append(all, older...))
-	}
 	if err != nil {
 		return err
 	}
-	all = slices.DeleteFunc(all, func(p placed) bool { return !p.of(user) })
-	slices.SortStableFunc(all, func(a, b placed) int {
+	all = append(all, older...)
+	each, err := m.follow(ctx, all)
+	if err != nil {
+		return err
+	}
+	each = slices.DeleteFunc(each, func(p placed) bool { return !p.of(user) })
+	slices.SortStableFunc(each, func(a, b placed) int {
 		if a.key == mine || b.key == mine { // its clock may be another one than theirs, or it was slow
 			return map[bool]int{a.key == mine: 1, b.key == mine: -1}[true]
 		}
 		return a.rec.login.Compare(b.rec.login)
 	})
-	if len(all) <= m.opt.MaxSessions {
-		return nil
+	var oldest []line
+	for _, p := range each[:max(0, len(each)-m.opt.MaxSessions)] {
+		oldest = append(oldest, p.line())
 	}
-	_, err = m.revoke(ctx, user, all[:len(all)-m.opt.MaxSessions], nil, func(Key) bool { return true })
+	_, err = m.revoke(ctx, user, all, nil, func(p placed) bool { return p.among(oldest) })
 	return err
 }
