@@ -2,6 +2,7 @@ package sessile
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -236,5 +237,34 @@ func TestDuplicateCookies(t *testing.T) {
 		if got, _ := c.read(r, ""); got != want {
 			t.Errorf("%s: got %q, want %q", header, got, want)
 		}
+	}
+}
+
+// What is bounded stays so, whatever is put, put again and dropped; and what was put last is there.
+func TestRecent(t *testing.T) {
+	r := recent[int]{max: 100}
+	for i := range 10_000 {
+		k := Key(fmt.Sprint(i % 37))
+		switch {
+		case i%5 == 4:
+			if r.drop(k); r.now[k].size != 0 || r.old[k].size != 0 {
+				t.Fatalf("%s is there", k)
+			}
+		default:
+			r.put(k, i, i%11)
+			if v, ok := r.get(k); !ok || v != i {
+				t.Fatalf("%s: %d, %v, want %d", k, v, ok, i)
+			}
+		}
+		size := 0
+		for _, s := range r.now {
+			size += s.size
+		}
+		if size != r.size || size > 110 {
+			t.Fatalf("%d: %d, and it says %d", i, size, r.size)
+		}
+	}
+	if r.clear(); r.size != 0 || len(r.now)+len(r.old) != 0 {
+		t.Error("it is not empty")
 	}
 }

@@ -230,7 +230,7 @@ func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte
 	}
 	defer func() {
 		for _, w := range batch {
-			m.near.drop(w.Key)
+			m.near.drop(Key(w.Key))
 		}
 	}()
 	err = errors.ErrUnsupported

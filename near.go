@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"reflect"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -14,33 +13,27 @@ import (
 
 // A near keeps copies of what was loaded, as long as the store says that they are good, and no longer than life: then a request that
 // only reads asks nobody. A nil one keeps none.
-type near[T any] struct {
+type near struct {
 	load func(ctx context.Context, name string) (store.Record, error)
 	stop func()
 	life time.Duration
 
-	mu       sync.Mutex // guards what follows
-	now, old map[string]*copied[T]
+	mu   sync.Mutex // guards what follows
+	last recent[*copied]
 }
 
 // A copied record is in the map before it is loaded, so that news of it that come meanwhile are not missed.
-type copied[T any] struct {
-	rec     store.Record
-	until   time.Time                  // zero: it is being loaded
-	decoded atomic.Pointer[decoded[T]] // only where values of T share nothing when they are copied
+type copied struct {
+	rec   store.Record
+	until time.Time // zero: it is being loaded
 }
 
-type decoded[T any] struct {
-	rec   *record
-	value T
-}
+// maxCopies bounds each of the two maps of copies, in bytes. One costs no less than copyCosts.
+const maxCopies, copyCosts = 32 << 20, 1 << 10
 
-// maxCopies bounds each of the two maps.
-const maxCopies = 1 << 14
-
-func newNear[T any](t store.Tracker, life time.Duration) (n *near[T], err error) {
-	n = &near[T]{life: life, now: map[string]*copied[T]{}}
-	n.load, n.stop, err = t.Track(n.drop)
+func newNear(t store.Tracker, life time.Duration) (n *near, err error) {
+	n = &near{life: life, last: recent[*copied]{max: maxCopies}}
+	n.load, n.stop, err = t.Track(func(name string) { n.drop(Key(name)) })
 	return n, err
 }
 
@@ -78,51 +71,43 @@ func (l least) met(data []byte) bool {
 	return l.known && ok && notBefore(version, l.version)
 }
 
-// get returns the record under name, which nobody may change.
-func (n *near[T]) get(ctx context.Context, name string, want *least) (*copied[T], error) {
+// get returns the record under key, which nobody may change.
+func (n *near) get(ctx context.Context, key Key, want *least) (store.Record, error) {
 	n.mu.Lock()
-	c := n.now[name]
-	if c == nil {
-		c = n.old[name]
-	}
-	if c != nil && time.Now().Before(c.until) && want.met(c.rec.Data) {
+	if c, _ := n.last.get(key); c != nil && time.Now().Before(c.until) && want.met(c.rec.Data) {
 		n.mu.Unlock()
-		return c, nil
+		return c.rec, nil
 	}
-	c = new(copied[T])
-	if len(n.now) >= maxCopies {
-		n.old, n.now = n.now, map[string]*copied[T]{}
-	}
-	n.now[name] = c
+	c := new(copied)
+	n.last.put(key, c, copyCosts)
 	n.mu.Unlock()
 
-	rec, err := n.load(ctx, name)
+	rec, err := n.load(ctx, string(key))
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c.rec = rec
-	if n.now[name] == c { // no news of it
+	if is, _ := n.last.get(key); is == c { // no news of it
 		if err == nil {
-			c.until = time.Now().Add(n.life)
+			c.rec, c.until = rec, time.Now().Add(n.life)
+			n.last.put(key, c, max(len(rec.Data), copyCosts))
 		} else {
-			delete(n.now, name)
+			n.last.drop(key)
 		}
 	}
-	return c, err
+	return rec, err
 }
 
-// drop forgets the copy of what has changed, and all of them where name is "".
-func (n *near[T]) drop(name string) {
+// drop forgets the copy of what has changed, and all of them where key is "".
+func (n *near) drop(key Key) {
 	if n == nil {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if name == "" {
-		n.now, n.old = map[string]*copied[T]{}, nil
+	if key == "" {
+		n.last.clear()
 		return
 	}
-	delete(n.now, name)
-	delete(n.old, name)
+	n.last.drop(key)
 }
 
 // flat reports whether values of t share nothing when they are copied: no pointers, slices, maps, interfaces in them.

@@ -136,8 +136,8 @@ type Manager[T any] struct {
 	st       store.Store
 	batcher  store.Batcher // nil where the store is none; so are the next
 	appender store.Appender
-	near     *near[T]
-	flat     bool // values of T share nothing when they are copied
+	near     *near
+	memo     *memo[T]
 	opt      Options
 	keys     []*keyer // by Secret, and by OldSecrets
 	codecs   [16]Codec
@@ -197,7 +197,10 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 		opt.CrossOrigin = http.NewCrossOriginProtection()
 	}
 	opt.Header = http.CanonicalHeaderKey(opt.Header)
-	m := &Manager[T]{st: st, opt: opt, flat: flat(reflect.TypeFor[T]()), log: opt.Logger, touched: touches{every: opt.TouchEvery}}
+	m := &Manager[T]{st: st, opt: opt, log: opt.Logger, touched: touches{every: opt.TouchEvery, last: recent[time.Time]{max: maxTouches}}}
+	if flat(reflect.TypeFor[T]()) {
+		m.memo = &memo[T]{last: recent[*decoded[T]]{max: maxDecoded}}
+	}
 	m.batcher, _ = st.(store.Batcher)
 	for _, secret := range append([][]byte{opt.Secret}, opt.OldSecrets...) {
 		m.keys = append(m.keys, newKeyer(secret, !st.Capabilities().NarrowKeys))
@@ -225,7 +228,7 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 		if !ok {
 			return nil, errors.New("sessile: Near: this store does not tell what has changed")
 		}
-		if m.near, err = newNear[T](t, opt.Near); err != nil {
+		if m.near, err = newNear(t, opt.Near); err != nil {
 			return nil, fmt.Errorf("sessile: Near: %w", err)
 		}
 	}

@@ -105,7 +105,7 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 		}
 	}()
 	s.rec, s.raw = nil, nil
-	rec, raw, c, err := s.look(ctx, want)
+	rec, raw, err := s.look(ctx, want)
 	for hop := 0; rec != nil && rec.kind == moved; hop++ {
 		next, ok := decodeSuccessor(rec.body)
 		if !ok || rec.over(time.Now()) || hop == maxHops {
@@ -120,7 +120,7 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 			s.token = s.token.unseal(next.sealed, next.key)
 		}
 		s.at = next.key
-		rec, raw, c, err = s.look(ctx, want)
+		rec, raw, err = s.look(ctx, want)
 	}
 	if s.raw = raw; rec == nil || err != nil {
 		return err
@@ -129,11 +129,9 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 		s.gone = true
 		return nil
 	}
-	if c != nil {
-		if d := c.decoded.Load(); d != nil {
-			s.rec, s.value = rec, d.value
-			return nil
-		}
+	if d := s.m.memo.get(s.at, raw); d != nil && d.rec == rec {
+		s.rec, s.value = rec, d.value
+		return nil
 	}
 	var none T
 	s.value = none
@@ -143,27 +141,21 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 		s.m.saw(ctx, EventUndecodable, s.at, time.Time{}, err)
 		return nil
 	}
-	if s.rec = rec; c != nil && s.m.flat {
-		c.decoded.Store(&decoded[T]{rec, s.value})
-	}
+	s.rec = rec
+	s.m.memo.put(s.at, raw, rec, s.value)
 	return nil
 }
 
 // look is find for where the session is, or a copy of that.
-func (s *Session[T]) look(ctx context.Context, want *least) (rec *record, raw []byte, c *copied[T], err error) {
+func (s *Session[T]) look(ctx context.Context, want *least) (rec *record, raw []byte, err error) {
 	if want == nil || s.m.near == nil {
-		rec, raw, err = s.m.find(ctx, s.at)
-		return rec, raw, nil, err
+		return s.m.find(ctx, s.at)
 	}
-	c, err = s.m.near.get(ctx, string(s.at), want)
+	got, err := s.m.near.get(ctx, s.at, want)
 	if err != nil {
-		return nil, nil, nil, failed(err)
+		return nil, nil, failed(err)
 	}
-	if d := c.decoded.Load(); d != nil && !d.rec.past(c.rec) {
-		return d.rec, c.rec.Data, c, nil
-	}
-	rec, raw, err = s.m.read(ctx, s.at, c.rec)
-	return rec, raw, c, err
+	return s.m.read(ctx, s.at, got)
 }
 
 // find returns the record under key, be it over, nil where there is none that counts: nothing, or a session whose time is over. raw is
@@ -189,8 +181,9 @@ func (m *Manager[T]) read(ctx context.Context, key Key, got store.Record) (rec *
 	if raw = got.Data; raw == nil {
 		raw = []byte{}
 	}
-	rec, err = m.ring.decode(key, raw, m.opt.AcceptPlain)
-	if err != nil {
+	if d := m.memo.get(key, raw); d != nil {
+		rec = d.rec
+	} else if rec, err = m.ring.decode(key, raw, m.opt.AcceptPlain); err != nil {
 		m.log.Warn("sessile: what lies under a session's key is none, and counts as none", "error", err)
 		m.saw(ctx, EventUndecodable, key, time.Time{}, err)
 		return nil, raw, nil
@@ -356,7 +349,7 @@ func (m *Manager[T]) write(ctx context.Context, key Key, rec *record, life time.
 		return nil, err
 	}
 	err = m.st.Save(ctx, string(key), store.Record{Data: raw, Expires: time.Now().Add(life)}, cond)
-	m.near.drop(string(key))
+	m.near.drop(key)
 	return raw, err
 }
 
@@ -525,7 +518,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 		return
 	}
 	err := s.m.st.Touch(ctx, string(s.at), now.Add(s.m.life(s.rec)))
-	s.m.near.drop(string(s.at)) // a copy has the old deadline
+	s.m.near.drop(s.at) // a copy has the old deadline
 	if errors.Is(err, store.ErrAbsent) {
 		err = nil
 	}

@@ -10,11 +10,11 @@ import (
 type touches struct {
 	every time.Duration
 
-	mu       sync.Mutex // guards what follows
-	now, old map[Key]time.Time
+	mu   sync.Mutex // guards what follows
+	last recent[time.Time]
 }
 
-// maxTouches bounds each of the two maps.
+// maxTouches bounds each of the two maps of touches.
 const maxTouches = 1 << 15
 
 // due reports whether the session is to be extended now, and notes that it is.
@@ -24,14 +24,10 @@ func (t *touches) due(k Key, now time.Time) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	last, ok := t.now[k]
-	if !ok {
-		last, ok = t.old[k]
-	}
-	if ok && now.Sub(last) < t.every {
+	if last, ok := t.last.get(k); ok && now.Sub(last) < t.every {
 		return false
 	}
-	t.put(k, now)
+	t.last.put(k, now, 1)
 	return true
 }
 
@@ -41,20 +37,12 @@ func (t *touches) note(k Key, now time.Time) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.put(k, now)
+	t.last.put(k, now, 1)
 }
 
 // forget has the next request extend the session.
 func (t *touches) forget(k Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.now, k)
-	delete(t.old, k)
-}
-
-func (t *touches) put(k Key, now time.Time) {
-	if t.now == nil || len(t.now) >= maxTouches {
-		t.old, t.now = t.now, make(map[Key]time.Time)
-	}
-	t.now[k] = now
+	t.last.drop(k)
 }

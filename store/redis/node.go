@@ -272,7 +272,8 @@ func (n *node) send(ctx context.Context, op string, lost error, args []string, l
 			if err == nil && !n.trusted() && passes(ctx) != everything {
 				err = errUnleased
 			}
-			r := &reply{op: op, lost: lost, items: []rueidis.RedisMessage{msg}}
+			r := &reply{op: op, lost: lost, one: [1]rueidis.RedisMessage{msg}}
+			r.items = r.one[:]
 			if (err == nil || err == errShort) && done != nil { // short of replicas it is done all the same: whoever reads it goes by it
 				done(r)
 			}

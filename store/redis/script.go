@@ -185,6 +185,7 @@ type reply struct {
 	op    string
 	lost  error                  // ErrUnknown or ErrUnavailable
 	items []rueidis.RedisMessage // a script's answer, or one item, another command's
+	one   [1]rueidis.RedisMessage
 	err   error
 }
 
