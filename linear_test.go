@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	gocql "github.com/apache/cassandra-gocql-driver/v2"
 
 	"github.com/sessile/sessile"
 	"github.com/sessile/sessile/internal/testserver"
@@ -86,6 +87,9 @@ func realStores(t *testing.T) map[string][2]store.Store {
 		"MariaDB":    with(maria.URL("app"), table),
 		"PostgreSQL": with(postgres.URL("app"), table),
 		"memcached":  "memcached://" + testserver.Memcached(t).Addr,
+		"Cluster":    testserver.Cluster(t, testserver.ClusterOptions{Replicas: -1}).URL(),
+		"Sentinels":  testserver.Sentinel(t, testserver.SentinelOptions{}).URL(),
+		"Cassandra":  "cassandra://" + withKeyspace(t, testserver.Cassandra(t).Addr) + "/app?preset=sessile",
 	} {
 		u, err := open.Parse(raw)
 		if err != nil {
@@ -103,6 +107,21 @@ func realStores(t *testing.T) map[string][2]store.Store {
 	return all
 }
 
+func withKeyspace(t *testing.T, addr string) string {
+	t.Helper()
+	c := gocql.NewCluster(addr)
+	c.Timeout, c.ConnectTimeout = 20*time.Second, 10*time.Second
+	s, err := c.CreateSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Query("CREATE KEYSPACE app WITH replication = {'class': 'SimpleStrategy', 'replication_factor': 1}").Exec(); err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
 func with(raw, params string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -115,7 +134,7 @@ func with(raw, params string) string {
 	return u.String()
 }
 
-// Whatever the requests of one session do at the same time, in two processes: what they are told could have been told to them one after the
+// On every store, and whatever the requests of one session do at the same time, in two processes: what they are told could have been told to them one after the
 // other. Its token changes meanwhile, and it ends.
 func TestASessionIsLinearizable(t *testing.T) {
 	span := time.Second
@@ -140,6 +159,7 @@ func TestASessionIsLinearizable(t *testing.T) {
 					*a = answerOf(perform(w, r, s, act), act)
 				}))
 			}
+			theListOfAUser(t, two)
 			sessions, added := 0, 0
 			for start := time.Now(); sessions < 3 || time.Since(start) < span; sessions++ {
 				ops := aSession(t, processes)
@@ -160,6 +180,40 @@ func TestASessionIsLinearizable(t *testing.T) {
 				t.Error("next to nothing was changed")
 			}
 		})
+	}
+}
+
+// theListOfAUser has a user log in in two processes: who is one too many goes, a renewal changes no list, and all are ended at once.
+func theListOfAUser(t *testing.T, two [2]store.Store) {
+	t.Helper()
+	var sites [2]*site
+	for i, st := range two {
+		sites[i] = newPages(t, st, sessile.Options{MaxSessions: 3})
+	}
+	var windows []*window
+	for i := range 4 {
+		w := sites[i%2].window("")
+		w.want("/add", "")
+		w.want("/login", "")
+		w.want("/renew", "")
+		windows = append(windows, w)
+	}
+	windows[0].want("/", `"" 0`) // the oldest
+	windows[1].want("/login", "")
+	list, err := sites[0].m.Sessions(t.Context(), "alice")
+	if err != nil || len(list) != 3 {
+		t.Errorf("%d sessions, %v", len(list), err)
+	}
+	mine := sessile.Key(windows[3].get("/key"))
+	if n, err := sites[0].m.Revoke(t.Context(), "alice", mine); err != nil || n != 2 {
+		t.Errorf("%d others, %v", n, err)
+	}
+	windows[1].want("/", `"" 0`)
+	windows[2].want("/", `"" 0`)
+	windows[3].want("/", `"alice" 1`)
+	windows[3].want("/logout", "")
+	if list, err = sites[1].m.Sessions(t.Context(), "alice"); err != nil || len(list) != 0 {
+		t.Errorf("%d sessions, %v", len(list), err)
 	}
 }
 
