@@ -25,6 +25,8 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 		return fmt.Errorf("sessile: the name of a user has 1 to %d bytes", maxUser)
 	case s.w.begun:
 		return ErrLate
+	case s.embedded():
+		return ErrCrossSite
 	}
 	defer func(start time.Time) { s.m.saw(ctx, EventLogin, s.at, start, err) }(time.Now())
 	was := s.state()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -530,6 +531,55 @@ func TestOtherSites(t *testing.T) {
 	}{{"Sec-Fetch-Site", "same-origin", 200}, {"Sec-Fetch-Site", "cross-site", 403}, {"Origin", "https://evil.example", 403}, {"X-Session", "", 200}} {
 		if got := post(c.header, c.value); got != c.want {
 			t.Errorf("%s: %s: %d", c.header, c.value, got)
+		}
+	}
+}
+
+// What another site's page embeds begins no session, nor does it log anybody in, but where the cookie is for that. What is there goes on.
+func TestEmbeddedElsewhere(t *testing.T) {
+	embedded := http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"no-cors"}}
+	for _, c := range []struct {
+		header http.Header
+		none   bool
+		begins bool
+	}{
+		{embedded, false, false},
+		{embedded, true, true},
+		{http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"navigate"}}, false, true},
+		{http.Header{"Sec-Fetch-Site": {"same-site"}, "Sec-Fetch-Mode": {"no-cors"}}, false, true},
+		{nil, false, true},
+	} {
+		st := memory.New(memory.Options{})
+		opt := sessile.Options{}
+		if c.none {
+			opt.Cookie.SameSite = http.SameSiteNoneMode
+		}
+		m, err := sessile.New[data](st, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, act := range map[string]func(s *sessile.Session[data]) error{
+			"change": func(s *sessile.Session[data]) error { return s.Update(add) },
+			"login":  func(s *sessile.Session[data]) error { return s.Login(t.Context(), "alice") },
+		} {
+			h := m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				s, err := m.Get(r)
+				if err == nil {
+					err = act(s)
+				}
+				if want := map[bool]error{false: sessile.ErrCrossSite}[c.begins]; !errors.Is(err, want) {
+					t.Errorf("%v: %s: %v, want %v", c, name, err, want)
+				}
+			}))
+			r, w := httptest.NewRequest("GET", "/", nil), httptest.NewRecorder()
+			r.Header = maps.Clone(c.header)
+			h.ServeHTTP(w, r)
+			if begun := len(w.Result().Cookies()) > 0; begun != c.begins {
+				t.Errorf("%v: %s: begun: %v", c, name, begun)
+			}
+		}
+		if page, err := st.Scan(t.Context(), "", 10); err != nil || (len(page.Keys) > 0) != c.begins {
+			t.Errorf("%v: %d keys, %v", c, len(page.Keys), err)
 		}
 	}
 }

@@ -40,6 +40,8 @@ var (
 	ErrLate = errors.New("sessile: too late: the response has begun")
 	// ErrTooMany: the user has as many sessions as he may have (Options.MaxSessions, Options.RefuseMore).
 	ErrTooMany = errors.New("sessile: the user has as many sessions as he may have")
+	// ErrCrossSite: a page of another site has asked for an image or a script, and nothing is begun for that: browsers would not keep the cookie.
+	ErrCrossSite = errors.New("sessile: no session is begun for what another site's page embeds")
 	// ErrNoHandler: the request has not come through Manager.Handler.
 	ErrNoHandler = errors.New("sessile: the request has not come through Handler of this Manager")
 )

@@ -250,6 +250,7 @@ func (s *Session[T]) Fresh(d time.Duration) bool {
 // After the response has begun the change is saved when the request ends if the browser has the session's cookie already, and
 // otherwise refused with ErrLate. ErrGone: another request has destroyed the session a moment ago, or somebody has logged in in it. Then
 // there is nothing to change, and nothing new is begun: its cookie would take the place of the one that the browser got by that.
+// ErrCrossSite: there is no session, and another site's page has embedded this.
 func (s *Session[T]) Update(change func(v *T) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -258,6 +259,8 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 		return ErrGone
 	case s.w.begun && (s.rec == nil || !s.known()):
 		return ErrLate
+	case s.rec == nil && s.embedded():
+		return ErrCrossSite
 	}
 	if err := change(&s.value); err != nil {
 		if again := s.again(); again != nil {
@@ -268,6 +271,13 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 	s.make()
 	s.ops = append(s.ops, change)
 	return nil
+}
+
+// embedded reports whether the request is for what a page of another site embeds, an image or a script, whoever its user is (Fetch Metadata).
+// The page has not asked, and a cookie of ours that came with the answer would not be kept, but one with SameSite=None.
+func (s *Session[T]) embedded() bool {
+	h := s.r.Header
+	return h.Get("Sec-Fetch-Site") == "cross-site" && h.Get("Sec-Fetch-Mode") == "no-cors" && s.m.opt.Cookie.SameSite != http.SameSiteNoneMode
 }
 
 // known reports whether the client has the token.

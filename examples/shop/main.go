@@ -130,7 +130,8 @@ func (s *shop) login(_ http.ResponseWriter, r *http.Request, v *sessile.Session[
 	return v.Login(r.Context(), user)
 }
 
-func (s *shop) logout(_ http.ResponseWriter, r *http.Request, v *sessile.Session[Visit]) error {
+func (s *shop) logout(w http.ResponseWriter, r *http.Request, v *sessile.Session[Visit]) error {
+	sessile.ClearSiteData(w.Header())
 	return v.Logout(r.Context())
 }
 
