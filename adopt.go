@@ -119,13 +119,14 @@ func (s *Session[T]) take(ctx context.Context, old *Adopted[T]) error {
 		}
 		return t
 	}
-	rec := &record{incarnation: newIncarnation(), created: orNow(old.Created), end: old.End, user: old.User}
+	rec := s.m.newRecord(time.Now())
+	rec.created, rec.user = orNow(old.Created), old.User
 	if rec.user != "" {
 		rec.login = orNow(old.Login)
 	}
-	// Not later, if the old one may last longer: the list of the user's sessions knows it for so long.
-	if last := time.Now().Add(s.m.opt.Absolute); s.m.opt.Absolute > 0 && (rec.end.IsZero() || rec.end.After(last)) {
-		rec.end = last
+	// Not later than one that begins now, if the old one may last longer: the list of the user's sessions knows it for so long.
+	if !old.End.IsZero() && (rec.end.IsZero() || old.End.Before(rec.end)) {
+		rec.end = old.End
 	}
 	s.rec, s.value = rec, old.Value
 	next, err := s.next()

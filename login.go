@@ -37,10 +37,8 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 	}()
 	now := time.Now()
 	for try := 0; ; try++ {
-		next := &record{incarnation: newIncarnation(), created: now, user: user, login: now}
-		if s.m.opt.Absolute > 0 {
-			next.end = now.Add(s.m.opt.Absolute)
-		}
+		next := s.m.newRecord(now)
+		next.user, next.login = user, now
 		old := placed{s.at, s.rec, s.raw}
 		switch {
 		case old.rec == nil || old.rec.user == "":
@@ -327,8 +325,7 @@ func (s *Session[T]) renew(ctx context.Context) (err error) {
 			return err
 		}
 		if s.rec == nil || s.rec.incarnation != was.incarnation {
-			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
-			return ErrGone
+			return s.over()
 		}
 		if err := s.again(); err != nil {
 			return err
@@ -378,8 +375,7 @@ func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended bo
 			}
 			p.key = next.key
 		} else {
-			now := time.Now()
-			grave := &record{kind: over, created: now}
+			grave := &record{kind: over, created: time.Now()}
 			if p.rec != nil {
 				grave.incarnation = p.rec.incarnation
 			}

@@ -307,13 +307,18 @@ func (s *Session[T]) make() {
 	if s.rec != nil {
 		return
 	}
-	now := time.Now()
-	s.rec = &record{incarnation: newIncarnation(), created: now}
-	if s.m.opt.Absolute > 0 {
-		s.rec.end = now.Add(s.m.opt.Absolute)
-	}
+	s.rec = s.m.newRecord(time.Now())
 	s.token, s.raw, s.dirty = newToken(""), nil, true // never one that came with the request: nobody chooses another's id
 	s.at, s.blind = s.m.keys[0].session(s.token), false
+}
+
+// newRecord is that of a session that begins now.
+func (m *Manager[T]) newRecord(now time.Time) *record {
+	rec := &record{incarnation: newIncarnation(), created: now}
+	if m.opt.Absolute > 0 {
+		rec.end = now.Add(m.opt.Absolute)
+	}
+	return rec
 }
 
 // life is how long a session may last from now on, if nobody uses it.
@@ -361,6 +366,12 @@ func (m *Manager[T]) write(ctx context.Context, key Key, rec *record, life time.
 	err = m.st.Save(ctx, string(key), store.Record{Data: raw, Expires: time.Now().Add(life)}, cond)
 	m.near.drop(key)
 	return raw, err
+}
+
+// over has there be no session any more, which somebody else has destroyed, and drops what was changed in it.
+func (s *Session[T]) over() error {
+	s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
+	return ErrGone
 }
 
 // Save saves what was changed, now. Without it that is done before the response begins.
@@ -414,8 +425,7 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		case s.rec == nil && isNew && !s.gone: // it was not made
 			s.rec, s.raw = &was, nil
 		case s.rec == nil || s.rec.incarnation != was.incarnation:
-			s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
-			return ErrGone
+			return s.over()
 		}
 		if i := slices.IndexFunc(s.tries, func(a attempt) bool { return bytes.Equal(s.raw, a.raw) }); i >= 0 {
 			s.ops, s.tries, s.dirty, s.saved = s.ops[s.tries[i].ops:], nil, false, true

@@ -71,8 +71,8 @@ type Options struct {
 	// Timeout bounds the wait for each answer; a context that ends earlier goes before. A connection that gives no
 	// sign of life for as long is given up. The default is 2 s.
 	Timeout time.Duration
-	// Connections is the number of connections that all callers share. The default is 2. All of them are of one server,
-	// known by its run_id: where the user may not run INFO, there is only one connection, since a second one might be
+	// Connections is the number of connections that all callers share, one after the other as they are crowded. The default is 2. All of
+	// them are of one server, known by its run_id: where the user may not run INFO, there is only one connection, since a second one might be
 	// of another server that has the same address (a proxy, a virtual IP that moved).
 	Connections int
 
