@@ -47,7 +47,7 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 				return err
 			}
 		case s.blind: // another login has come first, whose answer may come last: both last
-			old = placed{key: old.key}
+			old = placed{}
 		default:
 			next.incarnation, next.version = old.rec.incarnation, old.rec.version
 		}
@@ -132,7 +132,10 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 		return err
 	}
 	oldToken := s.token
-	tok := newToken(oldToken)
+	tok := newToken("")
+	if old.raw != nil { // in one slot, so that it can be one step
+		tok = newToken(oldToken)
+	}
 	key := m.keys[0].session(tok)
 	writes := []write{{key, next, m.life(next), store.IfAbsent}}
 	if old.raw != nil {
@@ -158,8 +161,9 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 	}
 	listed := make(chan error, 1)
 	refuse := login && m.opt.MaxSessions > 0 && m.opt.RefuseMore
-	if mark := writes[len(writes)-1].rec; refuse || mark.kind == moved {
-		// First of all: as soon as the old one says where it goes on, others are there, too, be it that this process is no more.
+	if refuse || old.rec != nil && old.rec.user != "" {
+		// First of all: as soon as the old one says where it goes on, others are there, too, be it that this process is no more. And what is
+		// over stays so: somebody may have ended it who has found that done.
 		if err := enlist(); err != nil {
 			return err
 		}
@@ -183,7 +187,7 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 	}
 	s.token, s.at, s.blind, s.asOf = tok, key, false, time.Time{}
 	s.written(next, raw[0])
-	if login && m.opt.MaxSessions > 0 && !m.opt.RefuseMore {
+	if login && !m.opt.RefuseMore {
 		if err := m.trim(ctx, next.user, list, key); err != nil {
 			m.log.Warn("sessile: a user has more sessions than he may have, and the oldest could not be ended", "error", err)
 		}
@@ -191,8 +195,8 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 	return nil
 }
 
-// unlisted takes back a login whose session could not be put into the list, where nobody could find it to revoke it. The old session comes
-// back if it can, with what was in it.
+// unlisted takes back a login whose session could not be put into the list, where nobody could find it to revoke it. The old session, in
+// which nobody is logged in, comes back if it can, with what was in it.
 func (m *Manager[T]) unlisted(ctx context.Context, writes []write, raw [][]byte, old placed) {
 	m.forget(ctx, writes[0].key)
 	if old.rec == nil || len(writes) == 1 {
@@ -244,7 +248,7 @@ func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte
 			}
 		}
 	}
-	if err != nil && !errors.Is(err, store.ErrUnknown) { // else the old one may have gone on as the new one
+	if err != nil && (!errors.Is(err, store.ErrUnknown) || len(writes) == 1) { // else the old one may have gone on as the new one
 		m.forget(ctx, writes[0].key)
 	}
 	return raw, err
@@ -298,9 +302,9 @@ func (s *Session[T]) Renew(ctx context.Context) error {
 	return s.renew(ctx)
 }
 
-// renewable reports whether the token is to be changed now.
+// renewable reports whether the token is to be changed now. A browser that does not keep the cookie of this response would have none.
 func (s *Session[T]) renewable() bool {
-	return s.m.opt.RenewEvery > 0 && s.rec != nil && s.raw != nil && !s.gone && !s.blind && time.Since(s.rec.since()) >= s.m.opt.RenewEvery
+	return s.m.opt.RenewEvery > 0 && !s.embedded() && s.rec != nil && s.raw != nil && !s.gone && !s.blind && time.Since(s.rec.since()) >= s.m.opt.RenewEvery
 }
 
 func (s *Session[T]) renew(ctx context.Context) (err error) {
@@ -340,15 +344,19 @@ func (s *Session[T]) renew(ctx context.Context) (err error) {
 const graveLife = 2 * time.Minute
 
 // Logout destroys the session: no request that is under way can bring it back. It is done when it returns, also where the client
-// is gone. A request that takes longer than two minutes and Options.Grace, in which another one renews the session, does not find it any more.
+// is gone. Where its token is over, but it is still known what the session has gone on as, it destroys that. A request that takes longer than two minutes and Options.Grace, in which another one renews the session, does not find it any more.
 func (s *Session[T]) Logout(ctx context.Context) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.raw != nil && !s.gone { // also one that cannot be read here: another process may
+	if s.raw != nil { // also one that cannot be read here: another process may; and one whose token is over, which may have gone on
 		defer func(key Key, start time.Time) { s.m.saw(ctx, EventLogout, key, start, err) }(s.at, time.Now())
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 		defer cancel()
-		if _, err := s.m.end(ctx, placed{s.at, s.rec, s.raw}, nil); err != nil {
+		p := placed{s.at, s.rec, s.raw}
+		if s.gone {
+			p = placed{key: s.at}
+		}
+		if _, err := s.m.end(ctx, p, nil); err != nil {
 			return fmt.Errorf("sessile: logout: %w", err)
 		}
 	}

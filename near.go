@@ -74,7 +74,8 @@ func (l least) met(data []byte) bool {
 // get returns the record under key, which nobody may change.
 func (n *near) get(ctx context.Context, key Key, want *least) (store.Record, error) {
 	n.mu.Lock()
-	if c, _ := n.last.get(key); c != nil && time.Now().Before(c.until) && want.met(c.rec.Data) {
+	now := time.Now()
+	if c, _ := n.last.get(key); c != nil && now.Before(c.until) && (c.rec.Expires.IsZero() || now.Before(c.rec.Expires)) && want.met(c.rec.Data) {
 		n.mu.Unlock()
 		return c.rec, nil
 	}

@@ -310,6 +310,9 @@ func (w *world) leave(t *rapid.T, v *visit) {
 
 	a := v.account
 	if a == nil {
+		if k := w.named(v.cookie); k != nil && act == "logout" {
+			k.of.over = k.of.over.and(unsure(start)) // where its token is over, and it is still known where it has gone
+		}
 		switch {
 		case v.buried && given != "" && !login:
 			t.Fatal("a session takes the place of one that somebody else has ended a moment ago")
@@ -531,6 +534,11 @@ func (w *world) revoke(t *rapid.T) {
 	sure, may := 0, 0
 	for _, a := range w.accounts {
 		l := a.now.lasts()
+		if only && a != named && a.user == user && tag(a.now.key) == tag(named.now.key) && !l.no(start) {
+			may++ // what was called so may have become this one
+			a.over = a.over.and(unsure(start))
+			continue
+		}
 		if a.user != user || named != nil && (a == named) != only || l.no(start) {
 			if a == named && a.lost {
 				a.over = a.over.and(unsure(start)) // it may have another name
@@ -755,7 +763,7 @@ func (s *troubled) call(ctx context.Context, what, key string, f func(ctx contex
 // run does what a call does, and has news of it told. Callers hold mu.
 func (s *troubled) run(ctx context.Context, what, key string, f func(ctx context.Context) error) error {
 	err := f(ctx)
-	if what != "Load" {
+	if what != "Load" && what != "Inspect" {
 		for _, tell := range s.changed {
 			tell(key)
 		}
@@ -766,6 +774,14 @@ func (s *troubled) run(ctx context.Context, what, key string, f func(ctx context
 func (s *troubled) Load(ctx context.Context, key string) (rec store.Record, err error) {
 	err = s.call(ctx, "Load", key, func(ctx context.Context) (err error) {
 		rec, err = s.Store.Load(ctx, key)
+		return err
+	})
+	return rec, err
+}
+
+func (s *troubled) Inspect(ctx context.Context, key string) (rec store.Record, err error) {
+	err = s.call(ctx, "Inspect", key, func(ctx context.Context) (err error) {
+		rec, err = s.Store.Inspect(ctx, key)
 		return err
 	})
 	return rec, err

@@ -3,6 +3,7 @@ package sessile
 import (
 	"bytes"
 	"sync"
+	"unsafe"
 )
 
 // A recent is a map that is bounded: what was not put for long is forgotten. It is two maps, of which the older one goes when the
@@ -54,8 +55,8 @@ type decoded[T any] struct {
 	value T
 }
 
-// maxDecoded bounds each of a memo's two maps, in bytes of what was decoded.
-const maxDecoded = 4 << 20
+// maxDecoded bounds each of a memo's two maps, in bytes of what was decoded and of the values. Each costs decodedCosts besides.
+const maxDecoded, decodedCosts = 8 << 20, 256
 
 func (m *memo[T]) get(k Key, raw []byte) *decoded[T] {
 	if m == nil {
@@ -76,5 +77,5 @@ func (m *memo[T]) put(k Key, raw []byte, rec *record, value T) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.last.put(k, &decoded[T]{raw, rec, value}, len(raw))
+	m.last.put(k, &decoded[T]{raw, rec, value}, 2*len(raw)+int(unsafe.Sizeof(value))+decodedCosts)
 }

@@ -28,6 +28,11 @@ func (c *counted) Load(ctx context.Context, key string) (store.Record, error) {
 	return c.Store.Load(ctx, key)
 }
 
+func (c *counted) Inspect(ctx context.Context, key string) (store.Record, error) {
+	c.n.Add(1)
+	return c.Store.Inspect(ctx, key)
+}
+
 func (c *counted) Save(ctx context.Context, key string, rec store.Record, cond store.Condition) error {
 	c.n.Add(1)
 	return c.Store.Save(ctx, key, rec, cond)

@@ -1,12 +1,15 @@
 package sessile_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,6 +73,14 @@ func (p *play) run(ctx context.Context, op, key string, data []byte, do func() e
 func (p *play) Load(ctx context.Context, key string) (rec store.Record, err error) {
 	err = p.run(ctx, "load", key, nil, func() (err error) {
 		rec, err = p.Store.Load(ctx, key)
+		return err
+	})
+	return rec, err
+}
+
+func (p *play) Inspect(ctx context.Context, key string) (rec store.Record, err error) {
+	err = p.run(ctx, "load", key, nil, func() (err error) {
+		rec, err = p.Store.Inspect(ctx, key)
 		return err
 	})
 	return rec, err
@@ -1181,4 +1192,562 @@ func TestReviewALostResponse(t *testing.T) {
 			b.want("/", `"alice" 0`)
 		})
 	}
+}
+
+// bob adds a page that logs another user in.
+func (s *site) bob() {
+	s.page("/bob", func(_ http.ResponseWriter, r *http.Request, s *sessile.Session[data]) error {
+		return s.Login(r.Context(), "bob")
+	})
+}
+
+// A session that was ended while a login in it was under way stays ended, when that login is taken back.
+func TestReviewEndedWhileALoginIsTakenBack(t *testing.T) {
+	for _, how := range []string{"logout", "revoke", "revoke only"} {
+		t.Run(how, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, st *play) {
+				s := newPages(t, st, sessile.Options{})
+				s.bob()
+				b := s.window("")
+				b.want("/login", "")
+				old, key := b.cookie, sessile.Key(b.get("/key"))
+				other := s.window(old)
+				listing := newStop()
+				st.once(func(c *call) bool { return c.list && c.op == "save" }, func(*call) error {
+					listing.wait()
+					return errUnavailable
+				})
+				listing.at(func() { b.get("/bob") }, func() {
+					synctest.Wait()
+					switch how {
+					case "logout":
+						other.want("/logout", "")
+					case "revoke":
+						if _, err := s.m.Revoke(t.Context(), "alice"); err != nil {
+							t.Error(err)
+						}
+					case "revoke only":
+						if _, err := s.m.RevokeOnly(t.Context(), "alice", key); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+				s.window(old).want("/", `"" 0`)
+			})
+		})
+	}
+}
+
+// The limit holds, whichever of two logins is saved last.
+func TestReviewTheLimitAndASlowSave(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 1})
+		slow, quick := s.window(""), s.window("")
+		midway := newStop()
+		st.once(func(c *call) bool { return c.kind == 'l' }, func(c *call) error {
+			midway.wait()
+			return c.do()
+		})
+		midway.at(func() { slow.want("/login", "") }, func() {
+			synctest.Wait() // slow is in the list
+			quick.want("/login", "")
+		})
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+	})
+}
+
+// With RefuseMore two logins in one session are one too many, too.
+func TestReviewRefuseMoreAndTwoLogins(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 1, RefuseMore: true})
+		b := s.window("")
+		b.want("/login", "")
+		first, second := s.window(b.cookie), s.window(b.cookie)
+		first.want("/login", "")
+		second.get("/login")
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+	})
+}
+
+// Whom a list from some minutes ago names is ended, renewed or not.
+func TestReviewRevokeOnlyByAnOldList(t *testing.T) {
+	for _, after := range []time.Duration{time.Minute, 3 * time.Minute} {
+		t.Run(after.String(), func(t *testing.T) {
+			eachWay(t, func(t *testing.T, st *play) {
+				s := newPages(t, st, sessile.Options{RenewEvery: 10 * time.Minute})
+				b := s.window("")
+				b.want("/login", "")
+				time.Sleep(9 * time.Minute)
+				list, _ := s.m.Sessions(t.Context(), "alice") // what another window of alice shows
+				time.Sleep(2 * time.Minute)
+				b.want("/", `"alice" 0`) // renewed
+				time.Sleep(after)
+				n, err := s.m.RevokeOnly(t.Context(), "alice", list[0].Key)
+				if got := b.get("/"); got != `"" 0` {
+					t.Errorf("%d ended, %v, and there is %s", n, err, got)
+				}
+			})
+		})
+	}
+}
+
+// fill logs alice in until her list is looked through.
+func (s *site) fill(n int) {
+	for range n {
+		w := s.window("")
+		w.want("/login", "")
+		w.want("/logout", "")
+	}
+}
+
+// Who is named by the key that he has just had is spared, and ended, though the list was pruned meanwhile.
+func TestReviewPrunedBehindARenewal(t *testing.T) {
+	for _, only := range []bool{false, true} {
+		t.Run(fmt.Sprint("only ", only), func(t *testing.T) {
+			eachWay(t, func(t *testing.T, st *play) {
+				s := newPages(t, st, sessile.Options{})
+				b := s.window("")
+				b.want("/login", "")
+				time.Sleep(time.Minute)
+				var n int
+				var err error
+				s.page("/others", func(_ http.ResponseWriter, r *http.Request, se *sessile.Session[data]) error {
+					other := s.window(b.cookie)
+					other.want("/renew", "") // another window of the browser
+					s.fill(16)
+					if only {
+						n, err = s.m.RevokeOnly(r.Context(), "alice", se.Key())
+					} else {
+						n, err = s.m.Revoke(r.Context(), "alice", se.Key())
+					}
+					return err
+				})
+				b.want("/others", "")
+				want := map[bool]string{true: `"" 0`, false: `"alice" 0`}[only]
+				if got := b.get("/"); got != want {
+					t.Errorf("%d, %v: %s, want %s", n, err, got, want)
+				}
+			})
+		})
+	}
+}
+
+// A session that is in the list stays there while it lasts, be it that the absolute timeout was made shorter meanwhile.
+func TestReviewAShorterAbsolute(t *testing.T) {
+	for name, st := range map[string]store.Store{"one by one": newPlay(), "memory": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := st
+				if st == nil {
+					st = memory.New(memory.Options{})
+				} else {
+					st = newPlay()
+				}
+				was := newPages(t, st, sessile.Options{Absolute: 24 * time.Hour})
+				is := newPages(t, st, sessile.Options{Absolute: time.Hour})
+				b := was.window("")
+				b.want("/login", "")
+				w := is.window(b.cookie)
+				for range 4 {
+					time.Sleep(20 * time.Minute)
+					w.want("/", `"alice" 0`)
+				}
+				is.fill(16)
+				n, err := is.m.Revoke(t.Context(), "alice")
+				if got := w.get("/"); got != `"" 0` {
+					t.Errorf("%d ended, %v, and there is %s", n, err, got)
+				}
+			})
+		})
+	}
+}
+
+// A session that this process cannot read stays in the list: another process may.
+func TestReviewPrunedByWhoCannotRead(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		key := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+		was := newPages(t, st, sessile.Options{Encrypt: [][]byte{key(1)}})
+		is := newPages(t, st, sessile.Options{Encrypt: [][]byte{key(2), key(1)}})
+		b := is.window("") // at a process that has the new key already
+		b.want("/login", "")
+		time.Sleep(time.Minute)
+		was.fill(16) // at one that has not
+		n, err := is.m.Revoke(t.Context(), "alice")
+		if got := b.get("/"); got != `"" 0` {
+			t.Errorf("%d ended, %v, and there is %s", n, err, got)
+		}
+	})
+}
+
+// A session that takes long to be made, as long as Timeout allows, is in the list.
+func TestReviewPrunedBeforeItIsMade(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{Timeout: time.Minute})
+		b := s.window("")
+		midway := newStop()
+		st.once(func(c *call) bool { return c.kind == 'l' }, func(c *call) error {
+			midway.wait()
+			return c.do()
+		})
+		midway.at(func() { b.want("/login", "") }, func() {
+			time.Sleep(40 * time.Second)
+			s.fill(16)
+		})
+		n, err := s.m.Revoke(t.Context(), "alice")
+		if got := b.get("/"); got != `"" 0` {
+			t.Errorf("%d ended, %v, and there is %s", n, err, got)
+		}
+	})
+}
+
+// What was in a session that is over is not another user's.
+func TestReviewAnothersValue(t *testing.T) {
+	for _, by := range []string{"save", "renew"} {
+		t.Run(by, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, st *play) {
+				s := newPages(t, st, sessile.Options{})
+				b := s.window("")
+				b.want("/login", "")
+				b.want("/add", "")
+				b.want("/add", "")
+				s.page("/try", func(_ http.ResponseWriter, r *http.Request, se *sessile.Session[data]) error {
+					s.window(b.cookie).want("/logout", "")
+					if err := se.Update(add); err != nil {
+						return err
+					}
+					var err error
+					if by == "save" {
+						err = se.Save(r.Context())
+					} else {
+						err = se.Renew(r.Context())
+					}
+					if !errors.Is(err, sessile.ErrGone) {
+						t.Error(err)
+					}
+					return se.Login(r.Context(), "bob")
+				})
+				b.want("/try", "")
+				b.want("/", `"bob" 0`)
+			})
+		})
+	}
+}
+
+// A session that is used lasts, though what was changed late in one request could not be saved.
+func TestReviewNotExtendedBehindALateChange(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{Idle: 30 * time.Minute, TouchEvery: 20 * time.Minute})
+		s.page("/late", func(w http.ResponseWriter, _ *http.Request, s *sessile.Session[data]) error {
+			io.WriteString(w, "x")
+			st.once(func(c *call) bool { return c.op == "save" }, func(*call) error { return errUnavailable })
+			return s.Update(add)
+		})
+		b := s.window("")
+		b.want("/login", "")
+		time.Sleep(21 * time.Minute)
+		b.want("/late", "x")
+		time.Sleep(5 * time.Minute)
+		b.want("/", `"alice" 0`)
+		time.Sleep(5 * time.Minute)
+		b.want("/", `"alice" 0`)
+	})
+}
+
+// A copy whose deadline is over is not the session's: another process may have extended it.
+func TestReviewNearAndATouchElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := memory.New(memory.Options{})
+		opt := sessile.Options{Near: 30 * time.Second, Idle: 5 * time.Minute}
+		here, there := newPages(t, &tracker{Store: mem}, opt), newPages(t, &tracker{Store: mem}, opt)
+		b := here.window("")
+		b.want("/login", "")
+		b.want("/", `"alice" 0`)
+		at := func(s *site) *window {
+			return &window{t: t, handler: s.m.Handler(s.mux), cookie: b.cookie, version: b.version}
+		}
+		time.Sleep(5*time.Minute - 10*time.Second)
+		// A request that is answered by here makes a copy, and its extension is delayed; there extends it.
+		here.page("/slow", func(http.ResponseWriter, *http.Request, *sessile.Session[data]) error {
+			at(there).want("/", `"alice" 0`)
+			time.Sleep(11 * time.Second)
+			at(here).want("/", `"alice" 0`)
+			at(here).want("/add", "")
+			return nil
+		})
+		at(here).want("/slow", "")
+		at(there).want("/", `"alice" 1`)
+	})
+}
+
+// A response whose cookie the browser does not keep gives no new token.
+func TestReviewRenewedWhereEmbedded(t *testing.T) {
+	embedded := http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"no-cors"}}
+	visit := func(s *site, cookie string) {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header = embedded.Clone()
+		r.Header.Set("Cookie", cookie)
+		s.m.Handler(s.mux).ServeHTTP(httptest.NewRecorder(), r)
+	}
+	t.Run("SameSite was None", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := newPages(t, memory.New(memory.Options{}), sessile.Options{RenewEvery: 10 * time.Minute})
+			b := s.window("")
+			b.want("/login", "")
+			time.Sleep(11 * time.Minute)
+			visit(s, b.cookie)
+			time.Sleep(time.Minute)
+			b.want("/", `"alice" 0`)
+		})
+	})
+	t.Run("adopted", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice", Login: time.Now().Add(-time.Hour)}}}
+			s := newPages(t, memory.New(memory.Options{}), sessile.Options{Secret: []byte("secret"), RenewEvery: 10 * time.Minute})
+			if err := s.m.Adopt(was.origin()); err != nil {
+				t.Fatal(err)
+			}
+			visit(s, "old=a")
+			time.Sleep(time.Minute)
+			s.window("old=a").want("/", `"alice" 0`)
+		})
+	})
+}
+
+// stray has b's session have two records: a renewal that came too late, and could not be taken back.
+func stray(st *play, s *site, b *window) {
+	late, stop := s.window(b.cookie), newStop()
+	st.once(func(c *call) bool { return c.kind == 'm' }, func(c *call) error { stop.wait(); return c.do() })
+	stop.at(func() { late.want("/renew", "") }, func() {
+		b.want("/renew", "")
+		st.set(func(c *call) error {
+			err := c.do()
+			if c.kind == 'o' && errors.Is(err, store.ErrConflict) {
+				return errUnavailable
+			}
+			return err
+		})
+	})
+	st.set(nil)
+}
+
+// Of two records of one session the one is listed that is used, though it was not saved since.
+func TestReviewTwoRecordsAndNotUsedSince(t *testing.T) {
+	notYet(t)
+	synctest.Test(t, func(t *testing.T) {
+		st := newPlay()
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		stray(st, s, b)
+		for range 2 {
+			list, err := s.m.Sessions(t.Context(), "alice")
+			if mine := sessile.Key(b.get("/key")); err != nil || len(list) != 1 || list[0].Key != mine {
+				t.Errorf("%v, %v, want %q", list, err, mine)
+			}
+			time.Sleep(5 * time.Minute)
+		}
+	})
+}
+
+// Who logs out has no session then, and may log in.
+func TestReviewTwoRecordsAndLogout(t *testing.T) {
+	notYet(t)
+	synctest.Test(t, func(t *testing.T) {
+		st := newPlay()
+		s := newPages(t, st, sessile.Options{MaxSessions: 1, RefuseMore: true})
+		b := s.window("")
+		b.want("/login", "")
+		stray(st, s, b)
+		b.want("/logout", "")
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 0 || err != nil {
+			t.Errorf("logged out, and %d sessions, %v", len(list), err)
+		}
+		time.Sleep(10 * time.Minute)
+		b.want("/login", "")
+	})
+}
+
+// The same, of a login that was done and not answered.
+func TestReviewRefuseMoreBehindAnUnknownLogin(t *testing.T) {
+	notYet(t)
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 1, RefuseMore: true})
+		b := s.window("")
+		st.set(func(c *call) error {
+			if c.kind != 'l' {
+				return c.do()
+			}
+			if err := c.do(); err != nil {
+				t.Error(err)
+			}
+			st.set(func(*call) error { return errUnavailable })
+			return errUnknown
+		})
+		if got := b.get("/login"); !strings.HasPrefix(got, "500") {
+			t.Error(got)
+		}
+		st.set(nil)
+		time.Sleep(time.Minute)
+		b.want("/login", "")
+	})
+}
+
+type wide struct {
+	N    int
+	Seen [1 << 16]bool `json:",omitzero"`
+}
+
+// What is kept decoded is bounded, in bytes that it takes.
+func TestReviewMemoOfWideValues(t *testing.T) {
+	st := memory.New(memory.Options{})
+	m, err := sessile.New[wide](st, sessile.Options{Cookie: sessile.Cookie{Insecure: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := m.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		s, err := m.Get(r)
+		if err == nil {
+			switch r.URL.Path {
+			case "/add":
+				err = s.Update(func(v *wide) error { v.N++; return nil })
+			case "/out":
+				err = s.Logout(r.Context())
+			}
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}))
+	heap := func() uint64 {
+		runtime.GC()
+		var ms runtime.MemStats
+		runtime.ReadMemStats(&ms)
+		return ms.HeapAlloc
+	}
+	was := heap()
+	for range 2000 {
+		w := &window{t: t, handler: h}
+		w.get("/add")
+		w.get("/")
+		w.get("/out")
+	}
+	if now := heap(); now > was+40<<20 {
+		t.Errorf("%d MB for 2000 sessions of which none is there any more", (now-was)>>20)
+	}
+	runtime.KeepAlive(m)
+}
+
+// A session that lasts is ended by Revoke, however often its user has logged in since: somebody who has stolen a password could hide one so.
+func TestReviewHiddenByManyLogins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, out := range []bool{false, true} { // the others are over
+			s := newPages(t, memory.New(memory.Options{}), sessile.Options{})
+			b := s.window("")
+			b.want("/login", "")
+			for range 1010 {
+				w := s.window("")
+				w.want("/login", "")
+				if out {
+					w.want("/logout", "")
+				}
+			}
+			n, err := s.m.Revoke(t.Context(), "alice")
+			if got := b.get("/"); got != `"" 0` {
+				t.Errorf("others over %v: %d ended, %v, and there is %s", out, n, err, got)
+			}
+		}
+	})
+}
+
+// The same as above, where nothing fails but that a client goes away.
+func TestReviewEndedWhileAClientGoesAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newPlay()
+		st.batches = true
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		old := b.cookie
+		s.page("/bob", func(_ http.ResponseWriter, r *http.Request, se *sessile.Session[data]) error {
+			ctx, cancel := context.WithCancel(r.Context())
+			st.once(func(c *call) bool { return c.list && c.op == "load" }, func(c *call) error {
+				synctest.Wait() // the other write is done
+				if n, err := s.m.Revoke(t.Context(), "alice"); err != nil {
+					t.Error(n, err)
+				}
+				cancel()
+				return store.Gone(c.ctx)
+			})
+			return se.Login(ctx, "bob")
+		})
+		b.get("/bob")
+		s.window(old).want("/", `"" 0`)
+	})
+}
+
+// With RefuseMore many logins at once in one session that has just been logged in again are no way around the limit.
+func TestReviewRefuseMoreAndManyLogins(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{MaxSessions: 2, RefuseMore: true})
+		b := s.window("")
+		b.want("/login", "")
+		old := b.cookie
+		b.want("/login", "")
+		on := make(chan bool)
+		st.set(func(c *call) error {
+			if c.kind == 'l' {
+				<-on
+			}
+			return c.do()
+		})
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() { s.window(old).get("/login") })
+		}
+		time.Sleep(time.Second)
+		close(on)
+		wg.Wait()
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) > 2 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+	})
+}
+
+// A logout with a token that was renewed a minute ago, whose successor never came, ends the session.
+func TestReviewLogoutBehindTheGrace(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		other := s.window(b.cookie)
+		other.want("/renew", "") // not answered, or answered to somebody else
+		time.Sleep(time.Minute)
+		b.want("/logout", "")
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 0 || err != nil {
+			t.Errorf("logged out, and %d sessions, %v", len(list), err)
+		}
+		other.want("/", `"" 0`)
+	})
+}
+
+// Of a change that has panicked nothing is saved, where somebody has recovered.
+func TestReviewAPanicInAChange(t *testing.T) {
+	eachWay(t, func(t *testing.T, st *play) {
+		s := newPages(t, st, sessile.Options{})
+		s.page("/panics", func(_ http.ResponseWriter, _ *http.Request, s *sessile.Session[data]) error {
+			func() {
+				defer func() { _ = recover() }()
+				_ = s.Update(func(d *data) error { d.N = 100; panic("x") })
+			}()
+			return s.Update(add)
+		})
+		b := s.window("")
+		b.want("/add", "")
+		b.want("/panics", "")
+		b.want("/", `"" 2`)
+	})
 }

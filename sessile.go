@@ -62,8 +62,8 @@ type Options struct {
 	// Grace is how long requests with the old token of a session that was renewed are served. The default is 30 s: a response with the new
 	// one may be lost, and other windows have sent their requests already.
 	Grace time.Duration
-	// MaxSessions is how many sessions a user may be logged in in. When there are more the oldest ends, or, with RefuseMore, Login
-	// answers ErrTooMany, and costs two round trips more. 0: any number.
+	// MaxSessions is how many sessions a user may be logged in in. When there are more the oldest ends, which costs a login one round trip more, or,
+	// with RefuseMore, Login answers ErrTooMany, and costs two. 0 means 10,000, of which then the oldest ends.
 	MaxSessions int
 	RefuseMore  bool
 	// Secret is what tokens are hashed with before they become keys of the store: the same in all processes of a site. The default is

@@ -262,7 +262,14 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 	case s.rec == nil && s.embedded():
 		return ErrCrossSite
 	}
-	if err := change(&s.value); err != nil {
+	returned := false
+	defer func() {
+		if !returned { // it has panicked: nothing is changed
+			_ = s.again()
+		}
+	}()
+	err := change(&s.value)
+	if returned = true; err != nil {
 		if again := s.again(); again != nil {
 			return errors.Join(err, again)
 		}
@@ -370,7 +377,8 @@ func (m *Manager[T]) write(ctx context.Context, key Key, rec *record, life time.
 
 // over has there be no session any more, which somebody else has destroyed, and drops what was changed in it.
 func (s *Session[T]) over() error {
-	s.gone, s.rec, s.ops, s.dirty = true, nil, nil, false
+	var none T
+	s.gone, s.rec, s.value, s.ops, s.dirty = true, nil, none, nil, false
 	return ErrGone
 }
 
@@ -531,6 +539,7 @@ func (s *Session[T]) atEnd(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
 	defer cancel()
 	if err := s.save(ctx); err != nil {
+		s.m.touched.forget(s.at)
 		s.m.log.Error("sessile: what was changed behind the beginning of the response could not be saved", "error", err)
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -73,6 +74,16 @@ func (m *Manager[T]) RevokeOnly(ctx context.Context, user string, keys ...Key) (
 		return 0, err
 	}
 	these := linesOf(all, keys)
+	for _, k := range keys {
+		if k.bytes() == nil || slices.ContainsFunc(all, func(p placed) bool { return p.key == k && p.rec != nil }) {
+			continue
+		}
+		for _, p := range all { // it was renewed, a while ago: its tag has stayed
+			if p.rec != nil && p.key.tag() == k.tag() {
+				these = append(these, p.line())
+			}
+		}
+	}
 	return m.revoke(ctx, user, all, nil, func(p placed) bool { return slices.Contains(keys, p.key) || p.among(these) })
 }
 
@@ -114,18 +125,22 @@ func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spar
 
 // listed returns what lies under the keys in the user's lists, in their order.
 func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all []placed, err error) {
+	list, err := m.entries(ctx, user, by)
+	if err != nil {
+		return nil, err
+	}
+	return m.findAll(ctx, list)
+}
+
+func (m *Manager[T]) entries(ctx context.Context, user string, by []*keyer) (list []indexEntry, err error) {
 	for _, keys := range by {
 		x, err := m.index(ctx, keys.user(user))
 		if err != nil {
 			return nil, err
 		}
-		some, err := m.findAll(ctx, x.entries)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, some...)
+		list = append(list, x.entries...)
 	}
-	return all, nil
+	return list, nil
 }
 
 // follow has each session be there once: one that is renewed while its user's list is looked through may be found in its old place and
@@ -205,13 +220,17 @@ type indexEntry struct {
 const (
 	indexFormat = 0x9d
 	entrySize   = 1 + tagBytes + keyBytes + 4
-	// maxEntries bounds a user's list: the oldest go, and are not listed any more. Who has so many sessions is no person.
-	maxEntries = 1000
-	// pruneAt is how long a list gets before it is looked through for sessions that are over, and how much longer before it is again.
+	// maxSessions is how many sessions a user may have where Options.MaxSessions does not say it: each is in his list, and the list is
+	// one record.
+	maxSessions = 10_000
+	// pruneAt is how long a list gets before it is looked through for sessions that are over, and how much longer, at the least, before it is
+	// again.
 	pruneAt = 16
-	// pending is how long an entry may be without a session that is just being made.
-	pending = 30 * time.Second
 )
+
+// pending is how long an entry may be without a session that is just being made: the list is written first, then the session, and clocks
+// may differ.
+func (m *Manager[T]) pending() time.Duration { return 30*time.Second + 2*m.opt.Timeout }
 
 func (m *Manager[T]) index(ctx context.Context, key Key) (*userIndex, error) {
 	got, err := m.st.Load(ctx, string(key))
@@ -268,7 +287,7 @@ func (m *Manager[T]) enlist(ctx context.Context, user string, key Key, now time.
 	for try := 0; ; try++ {
 		x, err := m.enter(ctx, at, mine)
 		if err == nil {
-			if len(x.entries)%pruneAt == 0 {
+			if n := len(x.entries); n%max(pruneAt, 1<<bits.Len(uint(n))/8) == 0 || n > maxSessions { // the longer, the more seldom
 				m.prune(ctx, x, now)
 			}
 			return x.entries, nil
@@ -293,37 +312,33 @@ func (m *Manager[T]) enter(ctx context.Context, at Key, mine indexEntry) (*userI
 			return nil, err
 		}
 	}
-	x, err := m.index(ctx, at)
-	if err != nil {
+	got, err := m.st.Inspect(ctx, string(at)) // with its deadline
+	x := &userIndex{key: at}
+	if err == nil {
+		x = m.readIndex(ctx, at, got)
+	} else if !errors.Is(err, store.ErrAbsent) {
 		return nil, err
 	}
 	x.entries = slices.DeleteFunc(x.entries, func(e indexEntry) bool { return e.key == mine.key }) // of an attempt whose outcome was not known
-	x.entries = append(m.young(x.entries, mine.entered), mine)
+	x.entries = append(x.entries, mine)
 	return x, m.saveIndex(ctx, x, mine.entered)
 }
 
-// prune leaves out of a list what is over. Where it cannot, somebody does it later.
+// prune leaves out of a list what is over, and nothing else: not what cannot be read here, nor what says where a session has gone. Where it
+// cannot, somebody does it later.
 func (m *Manager[T]) prune(ctx context.Context, x *userIndex, now time.Time) {
-	short := *x
-	short.entries = m.young(slices.Clone(x.entries), now)
-	all, err := m.findAll(ctx, short.entries)
+	all, err := m.findAll(ctx, x.entries)
 	if err != nil {
 		return
 	}
-	kept := short.entries[:0]
-	for i, e := range short.entries {
-		if p := all[i]; p.rec != nil && p.rec.kind == live || now.Sub(e.entered) < pending {
-			kept = append(kept, e)
+	short := *x
+	short.entries = nil
+	for i, e := range x.entries {
+		if p := all[i]; p.raw != nil && (p.rec == nil || p.rec.kind != over) || now.Sub(e.entered) < m.pending() {
+			short.entries = append(short.entries, e)
 		}
 	}
-	short.entries = kept
 	_ = m.saveIndex(ctx, &short, now)
-}
-
-// young leaves out what is over by its absolute deadline, and what is too much.
-func (m *Manager[T]) young(list []indexEntry, now time.Time) []indexEntry {
-	list = slices.DeleteFunc(list, func(e indexEntry) bool { return now.Sub(e.entered) > m.indexLife() })
-	return list[max(0, len(list)-maxEntries+1):]
 }
 
 // indexLife is how long a session may last that was just made.
@@ -363,7 +378,7 @@ func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, 
 		tags[p.key.tag()] = tags[p.key.tag()] || p.raw != nil
 	}
 	for i, p := range all {
-		if p.raw == nil && time.Since(before[i].entered) < pending && !tags[p.key.tag()] {
+		if p.raw == nil && time.Since(before[i].entered) < m.pending() && !tags[p.key.tag()] {
 			n++
 		}
 	}
@@ -385,20 +400,24 @@ func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, 
 	return nil
 }
 
-// trim ends the oldest sessions of a user who has more than he may have, but not the one that he has just logged in in.
+// trim ends the oldest sessions of a user who has more than he may have, but not the one that he has just logged in in. list is his
+// from before that was made.
 func (m *Manager[T]) trim(ctx context.Context, user string, list []indexEntry, mine Key) error {
-	older, err := m.listed(ctx, user, m.keys[1:])
-	if err != nil {
-		return err
+	limit := m.opt.MaxSessions
+	if limit == 0 {
+		limit = maxSessions
 	}
-	if len(list)+len(older) <= m.opt.MaxSessions {
+	if m.opt.MaxSessions == 0 && len(list) <= limit {
 		return nil
+	}
+	list, err := m.entries(ctx, user, m.keys) // now: of two who log in at once the one that is made last sees both
+	if err != nil || len(list) <= limit {
+		return err
 	}
 	all, err := m.findAll(ctx, list)
 	if err != nil {
 		return err
 	}
-	all = append(all, older...)
 	each, err := m.follow(ctx, all)
 	if err != nil {
 		return err
@@ -411,7 +430,7 @@ func (m *Manager[T]) trim(ctx context.Context, user string, list []indexEntry, m
 		return a.rec.login.Compare(b.rec.login)
 	})
 	var oldest []line
-	for _, p := range each[:max(0, len(each)-m.opt.MaxSessions)] {
+	for _, p := range each[:max(0, len(each)-limit)] {
 		oldest = append(oldest, p.line())
 	}
 	_, err = m.revoke(ctx, user, all, nil, func(p placed) bool { return p.among(oldest) })
