@@ -71,12 +71,12 @@ bench: ## Sessile side by side with what one would use instead; about twenty min
 
 # go test -list prints the names found in a package, then a line with the package.
 fuzz: ## every fuzz target for FUZZTIME
-	@list=$$(go test -list '^Fuzz' $(PKGS)) || { echo "$$list"; exit 1; }; \
-	targets=$$(echo "$$list" | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2 "=" f[i]; n = 0 }'); \
-	[ -n "$$targets" ] || echo 'no fuzz targets'; failed=; \
-	for target in $$targets; do \
-		echo "$${target#*=} in $${target%=*}"; \
-		go test -run '^$$' -fuzz "^$${target#*=}\$$" -fuzztime $(FUZZTIME) $(TESTFLAGS) "$${target%=*}" || failed=1; \
+	@failed=; for dir in . $(if $(filter ./...,$(PKGS)),$(MODULES)); do \
+		list=$$(cd $$dir && go test -list '^Fuzz' $(PKGS)) || { echo "$$list"; exit 1; }; \
+		for target in $$(echo "$$list" | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2 "=" f[i]; n = 0 }'); do \
+			echo "$${target#*=} in $${target%=*}"; \
+			(cd $$dir && go test -run '^$$' -fuzz "^$${target#*=}\$$" -fuzztime $(FUZZTIME) $(TESTFLAGS) "$${target%=*}") || failed=1; \
+		done; \
 	done; \
 	[ -z "$$failed" ]
 
