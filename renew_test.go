@@ -316,6 +316,26 @@ func TestALimitOfSessions(t *testing.T) {
 	}
 }
 
+// However often a session is renewed within the grace, who has its oldest token is in it, is listed once, and logs all of it out.
+func TestRenewedAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newPages(t, memory.New(memory.Options{}), sessile.Options{})
+		b := s.window("")
+		b.want("/login", "")
+		oldest := b.cookie
+		for range 60 {
+			b.want("/renew", "")
+		}
+		s.window(oldest).want("/add", "")
+		b.want("/", `"alice" 1`)
+		if list, err := s.m.Sessions(t.Context(), "alice"); len(list) != 1 || err != nil {
+			t.Errorf("%d sessions, %v", len(list), err)
+		}
+		s.window(oldest).want("/logout", "")
+		b.want("/", `"" 0`)
+	})
+}
+
 // However often a user logs in, his list stays short, and all that are logged in are in it.
 func TestTheListStaysShort(t *testing.T) {
 	for name, hide := range map[string]bool{"a store that appends": false, "one that does not": true} {

@@ -42,7 +42,7 @@ type Session[T any] struct {
 
 const (
 	maxTries = 30 // of a save that others get ahead of; Options.Timeout bounds it, too
-	maxHops  = 8  // a session that is renewed more often than that within a grace is over for who has the oldest token
+	maxHops  = 99 // a session that is renewed more often than that within a grace is over for who has the oldest token
 )
 
 // open loads the session, once. Callers do not hold mu.

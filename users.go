@@ -146,16 +146,27 @@ func (m *Manager[T]) entries(ctx context.Context, user string, by []*keyer) (lis
 // follow has each session be there once: one that is renewed while its user's list is looked through may be found in its old place and
 // in its new one, or in neither of them. Of two that are there the one that was saved more often is the one that is used.
 func (m *Manager[T]) follow(ctx context.Context, all []placed) (each []placed, err error) {
-	at := map[line]int{}
+	at, found := map[line]int{}, map[Key]placed{}
+	for _, p := range all {
+		if p.rec != nil {
+			found[p.key] = p
+		}
+	}
 	for _, p := range all {
 		for hop := 0; p.rec != nil && p.rec.kind == moved && hop <= maxHops; hop++ {
 			next, ok := decodeSuccessor(p.rec.body)
 			if !ok {
 				break
 			}
+			if p, ok = found[next.key]; ok {
+				continue
+			}
 			p.key = next.key
 			if p.rec, p.raw, err = m.find(ctx, p.key); err != nil {
 				return nil, err
+			}
+			if p.rec != nil {
+				found[p.key] = p
 			}
 		}
 		if p.rec == nil || p.rec.kind != live {
