@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sessile/sessile/store"
@@ -49,6 +51,15 @@ func (m *Manager[T]) Adopt(o Origin[T]) error {
 	return nil
 }
 
+// apart reports whether the old cookie is not the one that takes its place by being set.
+func (o *Origin[T]) apart(c *Cookie) bool {
+	path := o.Cookie.Path
+	if path == "" {
+		path = "/"
+	}
+	return o.Cookie.Name != c.Name || path != c.Path || strings.TrimPrefix(o.Cookie.Domain, ".") != strings.TrimPrefix(c.Domain, ".")
+}
+
 // drop has the browser forget the old cookie.
 func (o *Origin[T]) drop(h http.Header) {
 	if o.Cookie.Name == "" {
@@ -69,22 +80,32 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 		return nil
 	}
 	defer func(start time.Time) { s.m.saw(ctx, EventAdopt, s.at, start, err) }(time.Now())
-	was := s.token
+	was := s.state()
+	defer func() {
+		if err != nil { // who asks again does all of it again
+			s.restore(was)
+		}
+	}()
 	none := false // the origin has none
 	for try := 0; ; try++ {
-		s.token, s.blind = s.m.keys[0].adopted(id), false
-		s.at = s.m.keys[0].session(s.token)
-		if err := s.load(ctx, nil); err != nil {
-			return err
+		for _, keys := range slices.Backward(s.m.keys) { // by the first one it is made
+			s.token, s.blind = keys.adopted(id), false
+			s.at = keys.session(s.token)
+			if err := s.load(ctx, nil); err != nil {
+				return err
+			}
+			if s.raw != nil {
+				break
+			}
 		}
 		if s.raw != nil { // made before, perhaps by a request that came at the same time, and perhaps over by now
 			break
 		}
 		if none {
-			s.token = was
+			s.token = was.token
 			return nil
 		}
-		old, err := o.Load(ctx, id)
+		old, err := s.m.loadOld(ctx, id)
 		if err != nil {
 			return fmt.Errorf("sessile: the session from before: %w", err)
 		}
@@ -100,7 +121,31 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	// Before anybody knows of ours, so that no logout of it leaves the old one to be adopted once more.
+	return s.endOld(ctx) // before anybody knows of ours
+}
+
+// loadOld asks the origin. What takes so long that it may be known no more that ours is over, which was made of it meanwhile, is an error.
+func (m *Manager[T]) loadOld(ctx context.Context, id string) (*Adopted[T], error) {
+	ctx, cancel := context.WithTimeout(ctx, graveLife/2)
+	defer cancel()
+	old, err := m.origin.Load(ctx, id)
+	if err == nil {
+		err = ctx.Err()
+	}
+	return old, err
+}
+
+// endOld ends the session of the origin that the request names, so that a session that was destroyed is not adopted once more: a process from
+// before may have written it again, or have logged somebody in.
+func (s *Session[T]) endOld(ctx context.Context) error {
+	o := s.m.origin
+	if o == nil || s.byHeader {
+		return nil
+	}
+	id := o.ID(s.r)
+	if id == "" {
+		return nil
+	}
 	if err := o.Delete(ctx, id); err != nil {
 		return fmt.Errorf("sessile: the session from before: %w", err)
 	}
@@ -138,7 +183,9 @@ func (s *Session[T]) take(ctx context.Context, old *Adopted[T]) error {
 			return err
 		}
 	}
-	raw, err := s.m.write(store.Replicated(ctx), s.at, next, s.m.life(next), store.IfAbsent)
+	ctx, cancel := context.WithTimeout(store.Replicated(ctx), s.m.opt.Timeout)
+	defer cancel()
+	raw, err := s.m.write(ctx, s.at, next, s.m.life(next), store.IfAbsent)
 	if err != nil {
 		return fmt.Errorf("sessile: save: %w", err)
 	}

@@ -29,18 +29,33 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 		return ErrCrossSite
 	}
 	defer func(start time.Time) { s.m.saw(ctx, EventLogin, s.at, start, err) }(time.Now())
+	if s.tries != nil { // else what they have done would be done again
+		if err := s.save(ctx); err != nil && !errors.Is(err, ErrGone) {
+			return err
+		}
+	}
+	if err := s.fresh(); err != nil {
+		return err
+	}
 	was := s.state()
 	defer func() {
 		if err != nil { // nobody is logged in by what comes later
 			s.restore(was)
 		}
 	}()
+	if s.gone { // what it has gone on as, where its token is over, is nobody's any more: who would have it logs in here
+		if _, err := s.m.end(ctx, placed{key: s.at}, nil); err != nil {
+			return fmt.Errorf("sessile: login: %w", err)
+		}
+	}
 	now := time.Now()
 	for try := 0; ; try++ {
 		next := s.m.newRecord(now)
 		next.user, next.login = user, now
 		old := placed{s.at, s.rec, s.raw}
 		switch {
+		case s.gone:
+			old = placed{}
 		case old.rec == nil || old.rec.user == "":
 		case old.rec.user != user:
 			if err := s.empty(); err != nil {
@@ -91,17 +106,19 @@ type state[T any] struct {
 	raw   []byte
 	value T
 	asOf  time.Time
+	stale bool
 	ops   []func(*T) error
 	dirty bool
 	gone  bool
 }
 
 func (s *Session[T]) state() state[T] {
-	return state[T]{s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone}
+	return state[T]{s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.stale, s.ops, s.dirty, s.gone}
 }
 
 func (s *Session[T]) restore(was state[T]) {
-	s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf, s.ops, s.dirty, s.gone = was.token, was.at, was.blind, was.rec, was.raw, was.value, was.asOf, was.ops, was.dirty, was.gone
+	s.token, s.at, s.blind, s.rec, s.raw, s.value, s.asOf = was.token, was.at, was.blind, was.rec, was.raw, was.value, was.asOf
+	s.stale, s.ops, s.dirty, s.gone = was.stale, was.ops, was.dirty, was.gone
 }
 
 // placed is a record and where it lies; rec and raw are nil where nothing does.
@@ -225,7 +242,7 @@ func (m *Manager[T]) writeAll(ctx context.Context, writes []write) (raw [][]byte
 	batch := make([]store.Write, len(writes))
 	now := time.Now()
 	for i, w := range writes {
-		data, err := m.ring.encode(w.key, w.rec)
+		data, err := m.encode(w.key, w.rec)
 		if err != nil {
 			return nil, err
 		}
@@ -299,6 +316,11 @@ func (s *Session[T]) Renew(ctx context.Context) error {
 	if s.raw == nil { // its token is new, and nobody has it
 		return s.save(ctx)
 	}
+	if s.tries != nil { // else what they have done would be done again
+		if err := s.save(ctx); err != nil {
+			return err
+		}
+	}
 	return s.renew(ctx)
 }
 
@@ -309,6 +331,9 @@ func (s *Session[T]) renewable() bool {
 
 func (s *Session[T]) renew(ctx context.Context) (err error) {
 	defer func(start time.Time) { s.m.saw(ctx, EventRenew, s.at, start, err) }(time.Now())
+	if err := s.fresh(); err != nil {
+		return err
+	}
 	for try := 0; ; try++ {
 		if s.blind {
 			return nil // it has a new one, which is not for everybody
@@ -359,6 +384,9 @@ func (s *Session[T]) Logout(ctx context.Context) (err error) {
 		if _, err := s.m.end(ctx, p, nil); err != nil {
 			return fmt.Errorf("sessile: logout: %w", err)
 		}
+	}
+	if err := s.endOld(context.WithoutCancel(ctx)); err != nil {
+		return err
 	}
 	var none T
 	s.rec, s.raw, s.ops, s.dirty, s.value, s.token = nil, nil, nil, false, none, ""

@@ -310,7 +310,7 @@ func (w *world) leave(t *rapid.T, v *visit) {
 
 	a := v.account
 	if a == nil {
-		if k := w.named(v.cookie); k != nil && act == "logout" {
+		if k := w.named(v.cookie); k != nil && (act == "logout" || login) {
 			k.of.over = k.of.over.and(unsure(start)) // where its token is over, and it is still known where it has gone
 		}
 		switch {

@@ -69,14 +69,17 @@ type Options struct {
 	// Secret is what tokens are hashed with before they become keys of the store: the same in all processes of a site. The default is
 	// none, which is as good as long as nobody can write to the store.
 	Secret []byte
-	// OldSecrets are those from before: a session that does not lie under a key by Secret is looked for by each of them, a round trip more.
-	// When all sessions of that time are over, they can go.
+	// OldSecrets are others that a session is looked for by where it does not lie under a key by Secret, a round trip more each. To change
+	// the secret of a site put the new one in here first, in all processes; then make it Secret, and put the old one in here. When all
+	// sessions of that time are over, it can go.
 	OldSecrets [][]byte
 	// Encrypt are keys of 32 bytes, with which sessions are encrypted in the store (AES-256-GCM): the first one writes, all of them
-	// read. To change the key put a new one before it, and take the old one away when all sessions of that time are over. The
-	// default is none. Where there are some, sessions that are not encrypted do not count, but with AcceptPlain.
+	// read. To change the key put the new one behind it first, in all processes; then before it; and take the old one away when all sessions
+	// of that time are over. The default is none. Where there are some, sessions that are not encrypted do not count, but with AcceptPlain.
 	Encrypt [][]byte
-	// AcceptPlain is for a site that begins to encrypt, until all sessions from before are over.
+	// WritePlain and AcceptPlain are for a site that begins to encrypt. First all processes know the keys, and use them for reading only
+	// (WritePlain); then they write with them, and AcceptPlain what is left from before, until all of that is over.
+	WritePlain  bool
 	AcceptPlain bool
 	// Codec writes values, and reads those that have its ID. The default is JSON.
 	Codec Codec
@@ -178,9 +181,10 @@ func New[T any](st store.Store, opt Options) (*Manager[T], error) {
 		return nil, fmt.Errorf("sessile: a new token every %v, while the old one is good for %v more", opt.RenewEvery, opt.Grace)
 	case opt.RefuseMore && opt.MaxSessions == 0:
 		return nil, errors.New("sessile: RefuseMore is nothing without MaxSessions")
-	case opt.AcceptPlain && len(opt.Encrypt) == 0:
-		return nil, errors.New("sessile: AcceptPlain is nothing without Encrypt")
+	case (opt.AcceptPlain || opt.WritePlain) && len(opt.Encrypt) == 0:
+		return nil, errors.New("sessile: WritePlain and AcceptPlain are nothing without Encrypt")
 	}
+	opt.AcceptPlain = opt.AcceptPlain || opt.WritePlain
 	if err := opt.Cookie.complete(); err != nil {
 		return nil, err
 	}
@@ -287,17 +291,29 @@ func (m *Manager[T]) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	s.atEnd(r.Context())
 }
 
-// unavailable answers a request whose session could not be saved.
-func (s *Session[T]) unavailable(w http.ResponseWriter) { s.m.opt.Unavailable.ServeHTTP(w, s.r) }
+// unavailable answers a request whose session could not be saved. Where it has got a new token before, that is the one.
+func (s *Session[T]) unavailable(w http.ResponseWriter) {
+	s.mu.Lock()
+	if s.rec != nil && s.raw != nil && !s.gone && !s.blind && !s.known() && time.Since(s.saved) < soon {
+		s.send(w.Header(), string(s.token))
+	}
+	s.mu.Unlock()
+	s.m.opt.Unavailable.ServeHTTP(w, s.r)
+}
 
 // commit implements committer.
 func (s *Session[T]) commit(h http.Header) error { return s.atHeader(s.r.Context(), h) }
 
 const bearer = "Bearer "
 
+// isBearer: the name of the scheme is that in any case (RFC 9110, 11.1).
+func isBearer(value string) bool {
+	return len(value) >= len(bearer) && strings.EqualFold(value[:len(bearer)], bearer)
+}
+
 func (o *Options) hasHeader(r *http.Request) bool {
 	values := r.Header[o.Header]
-	return len(values) > 0 && (o.Header != "Authorization" || strings.HasPrefix(values[0], bearer))
+	return len(values) > 0 && (o.Header != "Authorization" || isBearer(values[0]))
 }
 
 // readHeader returns the value of Header in a request that has it. Of several none counts.
@@ -307,7 +323,7 @@ func (o *Options) readHeader(r *http.Request) (value string, ok bool) {
 		return "", false
 	}
 	if value = values[0]; o.Header == "Authorization" {
-		value = strings.TrimPrefix(value, bearer)
+		value = value[len(bearer):]
 	}
 	return value, true
 }

@@ -35,7 +35,9 @@ type Session[T any] struct {
 	ops     []func(*T) error // that are not saved
 	tries   []attempt        // of unknown outcome: one may be executed when nobody waits for it any more
 	dirty   bool             // something besides ops is not saved
-	saved   bool             // by this request, which has extended it
+	stale   bool             // value is without ops
+	saved   time.Time        // when this request has saved, and so extended, it; zero: not
+	ended   bool             // the handler has returned
 	gone    bool             // destroyed, by another request
 	dropOld bool             // the cookie of the Origin has done its work
 }
@@ -129,6 +131,7 @@ func (s *Session[T]) load(ctx context.Context, want *least) (err error) {
 		s.gone = true
 		return nil
 	}
+	s.stale = len(s.ops) > 0
 	if d := s.m.memo.get(s.at, raw); d != nil && d.rec == rec {
 		s.rec, s.value = rec, d.value
 		return nil
@@ -257,7 +260,7 @@ func (s *Session[T]) Update(change func(v *T) error) error {
 	switch {
 	case s.gone:
 		return ErrGone
-	case s.w.begun && (s.rec == nil || !s.known()):
+	case s.ended, s.w.begun && (s.rec == nil || !s.known()):
 		return ErrLate
 	case s.rec == nil && s.embedded():
 		return ErrCrossSite
@@ -292,8 +295,29 @@ func (s *Session[T]) known() bool {
 	return s.sent == string(s.token)
 }
 
-// again makes the value of what was loaded and of all changes since.
+// fresh is again where one of the changes could not be made on what others have saved.
+func (s *Session[T]) fresh() error {
+	if !s.stale {
+		return nil
+	}
+	return s.again()
+}
+
+// again makes the value of what was loaded and of all changes since. Where one of them panics they are dropped, and not attempted once more.
 func (s *Session[T]) again() error {
+	s.stale = true
+	returned := false
+	defer func() {
+		if !returned {
+			s.ops, s.dirty, s.stale = nil, false, false
+		}
+	}()
+	err := s.replay()
+	returned = true
+	return err
+}
+
+func (s *Session[T]) replay() error {
 	var v T
 	if s.rec != nil && s.rec.body != nil {
 		if err := s.m.decode(s.rec, &v); err != nil {
@@ -305,7 +329,7 @@ func (s *Session[T]) again() error {
 			return err
 		}
 	}
-	s.value = v
+	s.value, s.stale = v, false
 	return nil
 }
 
@@ -361,13 +385,21 @@ type attempt struct {
 // written notes that next lies in the store, as raw.
 func (s *Session[T]) written(next *record, raw []byte) {
 	s.rec, s.raw = next, raw
-	s.tries, s.ops, s.dirty, s.saved = nil, nil, false, true
-	s.m.touched.note(s.at, time.Now())
+	s.tries, s.ops, s.dirty, s.saved = nil, nil, false, time.Now()
+	s.m.touched.note(s.at, s.saved)
+}
+
+// encode is rec as it is to lie under key.
+func (m *Manager[T]) encode(key Key, rec *record) ([]byte, error) {
+	if m.opt.WritePlain {
+		return rec.encode(), nil
+	}
+	return m.ring.encode(key, rec)
 }
 
 // write has rec lie under key if cond holds. raw is what lies there then.
 func (m *Manager[T]) write(ctx context.Context, key Key, rec *record, life time.Duration, cond store.Condition) (raw []byte, err error) {
-	if raw, err = m.ring.encode(key, rec); err != nil {
+	if raw, err = m.encode(key, rec); err != nil {
 		return nil, err
 	}
 	err = m.st.Save(ctx, string(key), store.Record{Data: raw, Expires: time.Now().Add(life)}, cond)
@@ -403,6 +435,9 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 		kind = EventCreate
 	}
 	defer func(start time.Time) { s.m.saw(ctx, kind, s.at, start, err) }(time.Now())
+	if err := s.fresh(); err != nil {
+		return err
+	}
 	for try := 0; ; try++ {
 		was, isNew := *s.rec, s.raw == nil
 		next, err := s.next()
@@ -436,8 +471,9 @@ func (s *Session[T]) save(ctx context.Context) (err error) {
 			return s.over()
 		}
 		if i := slices.IndexFunc(s.tries, func(a attempt) bool { return bytes.Equal(s.raw, a.raw) }); i >= 0 {
-			s.ops, s.tries, s.dirty, s.saved = s.ops[s.tries[i].ops:], nil, false, true
+			s.ops, s.tries, s.dirty, s.saved = s.ops[s.tries[i].ops:], nil, false, time.Now()
 			if len(s.ops) == 0 {
+				s.stale = false
 				return nil
 			}
 		}
@@ -463,7 +499,7 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 		defer cancel()
 		err = s.save(ctx)
 	}
-	if err == nil && s.renewable() {
+	if err == nil && s.renewable() && !s.w.hijacked && s.r.Context().Err() == nil { // else nobody gets the new one
 		if rerr := s.renew(ctx); errors.Is(rerr, ErrGone) {
 			err = rerr
 		} else if rerr != nil { // it goes on under the token that it has
@@ -471,7 +507,7 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 		}
 	}
 	send := s.rec != nil && !s.blind && !s.known() // blind: the browser has got a token that lasts longer
-	if send && !s.saved && err == nil {
+	if send && time.Since(s.saved) > soon && err == nil {
 		send = s.lasts(ctx)
 	}
 	switch {
@@ -486,16 +522,19 @@ func (s *Session[T]) atHeader(ctx context.Context, h http.Header) error {
 	case s.token == "" && s.sent != "" && !s.gone: // by this request: the cookie of a session that somebody else has ended may be another one by now
 		s.send(h, "")
 	}
-	if s.m.near != nil && !s.byHeader && s.rec != nil && !s.blind && s.known() && (s.saved || !s.least.known) {
+	if s.m.near != nil && !s.byHeader && s.rec != nil && !s.blind && s.known() && (!s.saved.IsZero() || !s.least.known) {
 		s.m.opt.Cookie.set(h, leastCookie, least{s.rec.version, true}.value(s.at), s.cookieLife())
 	}
-	if s.dropOld && s.m.origin.Cookie.Name != s.m.opt.Cookie.Name {
+	if s.dropOld && s.m.origin.apart(&s.m.opt.Cookie) {
 		s.m.origin.drop(h)
 	}
 	return nil
 }
 
-// lasts reports whether a token that this request has found, and not made, is still the session's: by a login meanwhile the browser has got
+// soon is for how long nobody else is looked for who may have logged in with the token that this request has found, made or saved.
+const soon = 100 * time.Millisecond
+
+// lasts reports whether a token that this request has not just saved is still the session's: by a login meanwhile the browser has got
 // another one, whose place it would take.
 func (s *Session[T]) lasts(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
@@ -528,11 +567,12 @@ func (s *Session[T]) cookieLife() time.Duration {
 func (s *Session[T]) atEnd(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ended = true // of a handler that http.TimeoutHandler does not wait for, say
 	if !s.opened || s.rec == nil || s.gone || s.w.drop {
 		return
 	}
 	now := time.Now()
-	touch := s.m.touched.due(s.at, now) && !(s.saved && s.m.opt.TouchEvery < 0)
+	touch := s.m.touched.due(s.at, now) && !(!s.saved.IsZero() && s.m.opt.TouchEvery < 0)
 	if !touch && !s.changed() {
 		return
 	}

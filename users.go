@@ -239,9 +239,9 @@ const (
 	pruneAt = 16
 )
 
-// pending is how long an entry may be without a session that is just being made: the list is written first, then the session, and clocks
-// may differ.
-func (m *Manager[T]) pending() time.Duration { return 30*time.Second + 2*m.opt.Timeout }
+// pending is how long an entry may be without a session that is just being made: the list is written first, looked through, and then the
+// session is written, each within Timeout; and clocks may differ.
+func (m *Manager[T]) pending() time.Duration { return 30*time.Second + 3*m.opt.Timeout }
 
 func (m *Manager[T]) index(ctx context.Context, key Key) (*userIndex, error) {
 	got, err := m.st.Load(ctx, string(key))
@@ -266,12 +266,14 @@ func (m *Manager[T]) readIndex(ctx context.Context, key Key, got store.Record) *
 var errIndex = errors.New("sessile: not a list of sessions of this version")
 
 func (k *keyer) decodeIndex(b []byte) (list []indexEntry, err error) {
+	there := make(map[Key]bool, len(b)/entrySize)
 	for e := range slices.Chunk(b, entrySize) {
 		if len(e) != entrySize || e[0] != indexFormat {
 			return nil, errIndex
 		}
 		one := indexEntry{k.of(e[1 : 1+tagBytes+keyBytes]), timeOf(e[1+tagBytes+keyBytes:])}
-		if !slices.ContainsFunc(list, func(o indexEntry) bool { return o.key == one.key }) {
+		if !there[one.key] {
+			there[one.key] = true
 			list = append(list, one)
 		}
 	}
@@ -379,6 +381,8 @@ func (m *Manager[T]) saveIndex(ctx context.Context, x *userIndex, now time.Time)
 // mayBe refuses a session of a user who has Options.MaxSessions already. list is his up to the new one. old is the one that this is to
 // follow. Of those that are just being made the one that was entered before counts.
 func (m *Manager[T]) mayBe(ctx context.Context, user string, list []indexEntry, mine, old Key) error {
+	ctx, cancel := context.WithTimeout(ctx, m.opt.Timeout)
+	defer cancel()
 	before := slices.DeleteFunc(slices.Clone(list), func(e indexEntry) bool { return e.key == mine || e.key == old })
 	all, err := m.findAll(ctx, before)
 	if err != nil {

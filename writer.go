@@ -14,7 +14,9 @@ type writer struct {
 	http.ResponseWriter
 	session committer
 	begun   bool
-	drop    bool // the session could not be saved: what the handler writes is dropped
+	// hijacked: whoever takes the connection over writes the header himself, and none of ours.
+	hijacked bool
+	drop     bool // the session could not be saved: what the handler writes is dropped
 }
 
 // A committer is a Session, whatever its values are.
@@ -26,7 +28,12 @@ type committer interface {
 func (w *writer) begin() {
 	if !w.begun {
 		if w.session.commit(w.Header()) != nil {
-			clear(w.Header())
+			h := w.Header()
+			cookies := h["Set-Cookie"] // they are true all the same, another Manager's, say
+			if clear(h); len(cookies) > 0 {
+				h["Set-Cookie"] = cookies
+				noStore(h)
+			}
 			w.drop = true
 			w.session.unavailable(w.ResponseWriter)
 		}
@@ -89,6 +96,7 @@ func (w *writer) CloseNotify() <-chan bool {
 var errNotSaved = errors.New("sessile: the session could not be saved, and the request was answered so")
 
 func (w *writer) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.hijacked = true
 	if w.begin(); w.drop {
 		return nil, nil, errNotSaved
 	}
