@@ -373,10 +373,10 @@ const graveLife = 2 * time.Minute
 func (s *Session[T]) Logout(ctx context.Context) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
+	defer cancel()
 	if s.raw != nil { // also one that cannot be read here: another process may; and one whose token is over, which may have gone on
 		defer func(key Key, start time.Time) { s.m.saw(ctx, EventLogout, key, start, err) }(s.at, time.Now())
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.m.opt.Timeout)
-		defer cancel()
 		p := placed{s.at, s.rec, s.raw}
 		if s.gone {
 			p = placed{key: s.at}
@@ -385,7 +385,7 @@ func (s *Session[T]) Logout(ctx context.Context) (err error) {
 			return fmt.Errorf("sessile: logout: %w", err)
 		}
 	}
-	if err := s.endOld(context.WithoutCancel(ctx)); err != nil {
+	if err := s.endOld(ctx); err != nil {
 		return err
 	}
 	var none T
@@ -396,9 +396,9 @@ func (s *Session[T]) Logout(ctx context.Context) (err error) {
 // maxEnds bounds how often a session is written while it is to be destroyed.
 const maxEnds = 100
 
-// end leaves in the place of a session that it is over, and in that of what it goes on as where it was renewed meanwhile. ended says
-// whether there was one. Those that are among spared stay.
-func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended bool, err error) {
+// end leaves in the place of a session that it is over, and in that of what it goes on as where it was renewed meanwhile. ended is
+// what was there, without a record where there was none. Those that are among spared stay.
+func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended placed, err error) {
 	ctx = store.Replicated(ctx)
 	for try := 0; ; try++ {
 		if p.rec != nil && (p.rec.kind == over || p.among(spared)) {
@@ -417,15 +417,17 @@ func (m *Manager[T]) end(ctx context.Context, p placed, spared []line) (ended bo
 			}
 			_, err := m.write(ctx, p.key, grave, graveLife, store.IfVersion(versionOf(p.raw)))
 			if err == nil {
-				return p.rec != nil, nil
+				return p, nil
 			}
 			if !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) || try == maxEnds || !backOff(ctx, min(try, 2)) {
-				return false, err
+				return placed{}, err
 			}
-			ended = errors.Is(err, store.ErrUnknown) && p.rec != nil // if it is over now
+			if ended = (placed{}); errors.Is(err, store.ErrUnknown) {
+				ended = p // if it is over now
+			}
 		}
 		if p.rec, p.raw, err = m.find(ctx, p.key); err != nil {
-			return false, err
+			return placed{}, err
 		}
 	}
 }

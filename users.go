@@ -111,11 +111,8 @@ func (m *Manager[T]) revoke(ctx context.Context, user string, all []placed, spar
 		if err != nil {
 			return n, fmt.Errorf("sessile: revoke: %w", err)
 		}
-		if p.rec != nil {
-			ended = ended && !counted[p.line()]
-			counted[p.line()] = counted[p.line()] || ended
-		}
-		if ended {
+		if ended.rec != nil && !counted[ended.line()] {
+			counted[ended.line()] = true
 			n++
 			m.saw(ctx, EventRevoke, p.key, time.Time{}, nil)
 		}
