@@ -369,7 +369,9 @@ func (s *Session[T]) renew(ctx context.Context) (err error) {
 const graveLife = 2 * time.Minute
 
 // Logout destroys the session: no request that is under way can bring it back. It is done when it returns, also where the client
-// is gone. Where its token is over, but it is still known what the session has gone on as, it destroys that. A request that takes longer than two minutes and Options.Grace, in which another one renews the session, does not find it any more.
+// is gone. Where its token is over, but it is still known what the session has gone on as, it destroys that, and with an Origin also the
+// session from before that the request has a cookie of. A request that takes longer than two minutes and Options.Grace, in which another
+// one renews the session, does not find it any more.
 func (s *Session[T]) Logout(ctx context.Context) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
