@@ -102,7 +102,7 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 			break
 		}
 		if none {
-			s.token = was.token
+			s.restore(was)
 			return nil
 		}
 		old, err := s.m.loadOld(ctx, id)

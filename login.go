@@ -44,9 +44,15 @@ func (s *Session[T]) Login(ctx context.Context, user string) (err error) {
 		}
 	}()
 	if s.gone { // what it has gone on as, where its token is over, is nobody's any more: who would have it logs in here
-		if _, err := s.m.end(ctx, placed{key: s.at}, nil); err != nil {
-			return fmt.Errorf("sessile: login: %w", err)
+		at := s.at
+		if s.m.opt.RefuseMore { // it would count
+			s.m.forget(ctx, at)
 		}
+		defer func() {
+			if err == nil {
+				s.m.forget(ctx, at)
+			}
+		}()
 	}
 	now := time.Now()
 	for try := 0; ; try++ {
@@ -200,6 +206,9 @@ func (s *Session[T]) move(ctx context.Context, old placed, login bool) error {
 		return lerr
 	}
 	if err != nil {
+		if errors.Is(err, store.ErrUnknown) { // the changes may be in there
+			s.tries = append(s.tries, attempt{raw[0], len(s.ops)})
+		}
 		return err
 	}
 	s.token, s.at, s.blind, s.asOf = tok, key, false, time.Time{}
@@ -293,7 +302,7 @@ func (m *Manager[T]) settle(ctx context.Context, last store.Write, save func() e
 	}
 }
 
-// forget has a new session be over that nobody was told of, and that may still be written. If not now, it ends by itself.
+// forget has a session be over that nobody has the token of, also a new one that may still be written. If not now, it ends by itself.
 func (m *Manager[T]) forget(ctx context.Context, key Key) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.opt.Timeout)
 	defer cancel()
@@ -345,6 +354,9 @@ func (s *Session[T]) renew(ctx context.Context) (err error) {
 		err := s.move(ctx, placed{s.at, was, s.raw}, false)
 		if err == nil {
 			return nil
+		}
+		if s.gone {
+			return err
 		}
 		s.rec = was
 		if !errors.Is(err, store.ErrConflict) || try == maxTries || !backOff(ctx, try) {

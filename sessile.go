@@ -291,18 +291,33 @@ func (m *Manager[T]) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	s.atEnd(r.Context())
 }
 
-// unavailable answers a request whose session could not be saved. Where it has got a new token before, that is the one.
+// unavailable answers a request whose session could not be saved.
 func (s *Session[T]) unavailable(w http.ResponseWriter) {
-	s.mu.Lock()
-	if s.rec != nil && s.raw != nil && !s.gone && !s.blind && !s.known() && time.Since(s.saved) < soon {
-		s.send(w.Header(), string(s.token))
-	}
-	s.mu.Unlock()
+	s.sendOwed(w.Header())
 	s.m.opt.Unavailable.ServeHTTP(w, s.r)
 }
 
 // commit implements committer.
-func (s *Session[T]) commit(h http.Header) error { return s.atHeader(s.r.Context(), h) }
+func (s *Session[T]) commit(h http.Header) error {
+	returned := false
+	defer func() {
+		if !returned { // a change has panicked that was made again
+			s.sendOwed(h)
+		}
+	}()
+	err := s.atHeader(s.r.Context(), h)
+	returned = true
+	return err
+}
+
+// sendOwed sends the token that the session was given before something else has failed: the old one is over soon.
+func (s *Session[T]) sendOwed(h http.Header) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rec != nil && s.raw != nil && !s.gone && !s.blind && !s.known() && !s.saved.IsZero() {
+		s.send(h, string(s.token))
+	}
+}
 
 const bearer = "Bearer "
 

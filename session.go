@@ -309,7 +309,8 @@ func (s *Session[T]) again() error {
 	returned := false
 	defer func() {
 		if !returned {
-			s.ops, s.dirty, s.stale = nil, false, false
+			s.ops, s.tries, s.dirty = nil, nil, false
+			_ = s.replay()
 		}
 	}()
 	err := s.replay()
@@ -370,8 +371,7 @@ func (s *Session[T]) next() (*record, error) {
 	next := *s.rec
 	next.version, next.body, next.codec = next.version+1, body, s.m.opt.Codec.ID()
 	if s.m.life(&next) <= 0 { // its absolute deadline has passed during the request
-		s.gone = true
-		return nil, ErrGone
+		return nil, s.over()
 	}
 	return &next, nil
 }
@@ -543,7 +543,7 @@ func (s *Session[T]) lasts(ctx context.Context) bool {
 	err := s.load(ctx, nil)
 	same := err == nil && s.rec != nil && !s.blind && s.token == was.token
 	s.restore(was)
-	return same
+	return same || err != nil && !s.saved.IsZero() // whoever has saved it, and cannot ask, has no other one
 }
 
 func (s *Session[T]) send(h http.Header, given string) {
