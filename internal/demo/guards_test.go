@@ -94,6 +94,11 @@ func TestEveryZeroTurnsRedWithoutItsGuard(t *testing.T) {
 			restore := guard.Disable(tc.guard)
 			defer restore()
 			without := measure(t, tc.run)
+			for range 2 { // a fault hits by chance: on a slow machine perhaps nobody whom it would cost something
+				if !without.Bad() {
+					without = measure(t, tc.run)
+				}
+			}
 			if !without.Bad() {
 				t.Errorf("without the guard nothing was lost: either the guard is not needed or the recorder is blind")
 			}
