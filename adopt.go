@@ -47,17 +47,16 @@ func (m *Manager[T]) Adopt(o Origin[T]) error {
 	case o.ID == nil || o.Load == nil || o.Delete == nil:
 		return errors.New("sessile: an Origin needs ID, Load and Delete")
 	}
+	if o.Cookie.Path == "" {
+		o.Cookie.Path = "/"
+	}
 	m.origin = &o
 	return nil
 }
 
 // apart reports whether the old cookie is not the one that takes its place by being set.
 func (o *Origin[T]) apart(c *Cookie) bool {
-	path := o.Cookie.Path
-	if path == "" {
-		path = "/"
-	}
-	return o.Cookie.Name != c.Name || path != c.Path || strings.TrimPrefix(o.Cookie.Domain, ".") != strings.TrimPrefix(c.Domain, ".")
+	return o.Cookie.Name != c.Name || o.Cookie.Path != c.Path || strings.TrimPrefix(o.Cookie.Domain, ".") != strings.TrimPrefix(c.Domain, ".")
 }
 
 // drop has the browser forget the old cookie.
@@ -66,19 +65,19 @@ func (o *Origin[T]) drop(h http.Header) {
 		return
 	}
 	gone := http.Cookie{Name: o.Cookie.Name, Path: o.Cookie.Path, Domain: o.Cookie.Domain, Secure: o.Cookie.Secure, Partitioned: o.Cookie.Partitioned, HttpOnly: true, MaxAge: -1}
-	if gone.Path == "" {
-		gone.Path = "/"
-	}
 	h.Add("Set-Cookie", gone.String())
 }
 
-// adopt finds the session that has become of the one that the request names, or makes it.
-func (s *Session[T]) adopt(ctx context.Context) (err error) {
-	o := s.m.origin
-	id := o.ID(s.r)
-	if id == "" {
-		return nil
+// oldID names the session of the origin that the request comes with, "" for none.
+func (s *Session[T]) oldID() string {
+	if s.m.origin == nil || s.byHeader {
+		return ""
 	}
+	return s.m.origin.ID(s.r)
+}
+
+// adopt finds the session that has become of the origin's of that id, or makes it.
+func (s *Session[T]) adopt(ctx context.Context, id string) (err error) {
 	defer func(start time.Time) { s.m.saw(ctx, EventAdopt, s.at, start, err) }(time.Now())
 	was := s.state()
 	defer func() {
@@ -121,7 +120,7 @@ func (s *Session[T]) adopt(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return s.endOld(ctx) // before anybody knows of ours
+	return s.endOld(ctx, id) // before anybody knows of ours
 }
 
 // loadOld asks the origin. What takes so long that it may be known no more that ours is over, which was made of it meanwhile, is an error.
@@ -135,18 +134,10 @@ func (m *Manager[T]) loadOld(ctx context.Context, id string) (*Adopted[T], error
 	return old, err
 }
 
-// endOld ends the session of the origin that the request names, so that a session that was destroyed is not adopted once more: a process from
+// endOld ends the session of the origin of that id, so that a session that was destroyed is not adopted once more: a process from
 // before may have written it again, or have logged somebody in.
-func (s *Session[T]) endOld(ctx context.Context) error {
-	o := s.m.origin
-	if o == nil || s.byHeader {
-		return nil
-	}
-	id := o.ID(s.r)
-	if id == "" {
-		return nil
-	}
-	if err := o.Delete(ctx, id); err != nil {
+func (s *Session[T]) endOld(ctx context.Context, id string) error {
+	if err := s.m.origin.Delete(ctx, id); err != nil {
 		return fmt.Errorf("sessile: the session from before: %w", err)
 	}
 	s.dropOld = true

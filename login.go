@@ -399,8 +399,10 @@ func (s *Session[T]) Logout(ctx context.Context) (err error) {
 			return fmt.Errorf("sessile: logout: %w", err)
 		}
 	}
-	if err := s.endOld(ctx); err != nil {
-		return err
+	if id := s.oldID(); id != "" {
+		if err := s.endOld(ctx, id); err != nil {
+			return err
+		}
 	}
 	var none T
 	s.rec, s.raw, s.ops, s.dirty, s.value, s.token = nil, nil, nil, false, none, ""

@@ -1061,24 +1061,31 @@ func TestReviewRefuseMoreWhileRenewed(t *testing.T) {
 	})
 }
 
+// slowlyAdopting is a site that takes over alice's session "a", the first loading of which has come to midway.
+func slowlyAdopting(t *testing.T, st store.Store) (s *site, midway stop) {
+	t.Helper()
+	was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice"}}}
+	o := was.origin()
+	load, midway, slow := o.Load, newStop(), true
+	o.Load = func(ctx context.Context, id string) (*sessile.Adopted[data], error) {
+		old, err := load(ctx, id)
+		if slow {
+			slow = false
+			midway.wait()
+		}
+		return old, err
+	}
+	s = newPages(t, st, sessile.Options{Secret: []byte("secret")})
+	if err := s.m.Adopt(o); err != nil {
+		t.Fatal(err)
+	}
+	return s, midway
+}
+
 // Held: an old session whose loading takes long is not taken over again when ours is over by logout.
 func TestReviewSlowAdoptionAndLogout(t *testing.T) {
 	eachWay(t, func(t *testing.T, st *play) {
-		was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice"}}}
-		o := was.origin()
-		load, midway, slow := o.Load, newStop(), true
-		o.Load = func(ctx context.Context, id string) (*sessile.Adopted[data], error) {
-			old, err := load(ctx, id)
-			if slow {
-				slow = false
-				midway.wait()
-			}
-			return old, err
-		}
-		s := newPages(t, st, sessile.Options{Secret: []byte("secret")})
-		if err := s.m.Adopt(o); err != nil {
-			t.Fatal(err)
-		}
+		s, midway := slowlyAdopting(t, st)
 		b, late := s.window("old=a"), s.window("old=a")
 		midway.at(func() { late.want("/", `"" 0`) }, func() {
 			b.want("/", `"alice" 0`)
@@ -1295,6 +1302,15 @@ func TestReviewRevokeOnlyByAnOldList(t *testing.T) {
 	}
 }
 
+// endsAll ends all of alice's sessions, w's among them.
+func (s *site) endsAll(w *window) {
+	s.t.Helper()
+	n, err := s.m.Revoke(s.t.Context(), "alice")
+	if got := w.get("/"); got != `"" 0` {
+		s.t.Errorf("%d ended, %v, and there is %s", n, err, got)
+	}
+}
+
 // fill logs alice in until her list is looked through.
 func (s *site) fill(n int) {
 	for range n {
@@ -1357,10 +1373,7 @@ func TestReviewAShorterAbsolute(t *testing.T) {
 					w.want("/", `"alice" 0`)
 				}
 				is.fill(16)
-				n, err := is.m.Revoke(t.Context(), "alice")
-				if got := w.get("/"); got != `"" 0` {
-					t.Errorf("%d ended, %v, and there is %s", n, err, got)
-				}
+				is.endsAll(w)
 			})
 		})
 	}
@@ -1376,10 +1389,7 @@ func TestReviewPrunedByWhoCannotRead(t *testing.T) {
 		b.want("/login", "")
 		time.Sleep(time.Minute)
 		was.fill(16) // at one that has not
-		n, err := is.m.Revoke(t.Context(), "alice")
-		if got := b.get("/"); got != `"" 0` {
-			t.Errorf("%d ended, %v, and there is %s", n, err, got)
-		}
+		is.endsAll(b)
 	})
 }
 
@@ -1397,10 +1407,7 @@ func TestReviewPrunedBeforeItIsMade(t *testing.T) {
 			time.Sleep(40 * time.Second)
 			s.fill(16)
 		})
-		n, err := s.m.Revoke(t.Context(), "alice")
-		if got := b.get("/"); got != `"" 0` {
-			t.Errorf("%d ended, %v, and there is %s", n, err, got)
-		}
+		s.endsAll(b)
 	})
 }
 

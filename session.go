@@ -62,9 +62,11 @@ func (s *Session[T]) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.rec == nil && !s.gone && s.m.origin != nil && !s.byHeader {
-		if err := s.adopt(ctx); err != nil {
-			return err
+	if s.rec == nil && !s.gone {
+		if id := s.oldID(); id != "" {
+			if err := s.adopt(ctx, id); err != nil {
+				return err
+			}
 		}
 	}
 	s.opened = true

@@ -141,10 +141,7 @@ func TestReviewPrunedBeforeItIsAdopted(t *testing.T) {
 			time.Sleep(40 * time.Second)
 			s.fill(16)
 		})
-		n, err := s.m.Revoke(t.Context(), "alice")
-		if got := b.get("/"); got != `"" 0` {
-			t.Errorf("%d ended, %v, and there is %s", n, err, got)
-		}
+		s.endsAll(b)
 	})
 }
 
@@ -169,10 +166,7 @@ func TestReviewPrunedWhileCounted(t *testing.T) {
 			time.Sleep(40 * time.Second)
 			s.fill(32)
 		})
-		n, err := s.m.Revoke(t.Context(), "alice")
-		if got := b.get("/"); got != `"" 0` {
-			t.Errorf("%d ended, %v, and there is %s", n, err, got)
-		}
+		s.endsAll(b)
 	})
 }
 
@@ -682,21 +676,7 @@ func TestReviewAdoptedUnderAnOldSecret(t *testing.T) {
 // An old session that takes minutes to load is not taken over when ours has been logged out since.
 func TestReviewVerySlowAdoptionAndLogout(t *testing.T) {
 	eachWay(t, func(t *testing.T, st *play) {
-		was := &before{sessions: map[string]*sessile.Adopted[data]{"a": {User: "alice"}}}
-		o := was.origin()
-		load, midway, slow := o.Load, newStop(), true
-		o.Load = func(ctx context.Context, id string) (*sessile.Adopted[data], error) {
-			old, err := load(ctx, id)
-			if slow {
-				slow = false
-				midway.wait()
-			}
-			return old, err
-		}
-		s := newPages(t, st, sessile.Options{Secret: []byte("secret")})
-		if err := s.m.Adopt(o); err != nil {
-			t.Fatal(err)
-		}
+		s, midway := slowlyAdopting(t, st)
 		b, late := s.window("old=a"), s.window("old=a")
 		midway.at(func() { late.get("/") }, func() {
 			b.want("/", `"alice" 0`)

@@ -131,7 +131,7 @@ func (m *Manager[T]) listed(ctx context.Context, user string, by []*keyer) (all 
 
 func (m *Manager[T]) entries(ctx context.Context, user string, by []*keyer) (list []indexEntry, err error) {
 	for _, keys := range by {
-		x, err := m.index(ctx, keys.user(user))
+		x, err := m.index(ctx, keys.user(user), m.st.Load)
 		if err != nil {
 			return nil, err
 		}
@@ -240,8 +240,9 @@ const (
 // session is written, each within Timeout; and clocks may differ.
 func (m *Manager[T]) pending() time.Duration { return 30*time.Second + 3*m.opt.Timeout }
 
-func (m *Manager[T]) index(ctx context.Context, key Key) (*userIndex, error) {
-	got, err := m.st.Load(ctx, string(key))
+// index reads a list by the store's Load, or by its Inspect, which knows the deadline.
+func (m *Manager[T]) index(ctx context.Context, key Key, read func(ctx context.Context, key string) (store.Record, error)) (*userIndex, error) {
+	got, err := read(ctx, string(key))
 	switch {
 	case errors.Is(err, store.ErrAbsent):
 		return &userIndex{key: key}, nil
@@ -322,11 +323,8 @@ func (m *Manager[T]) enter(ctx context.Context, at Key, mine indexEntry) (*userI
 			return nil, err
 		}
 	}
-	got, err := m.st.Inspect(ctx, string(at)) // with its deadline
-	x := &userIndex{key: at}
-	if err == nil {
-		x = m.readIndex(ctx, at, got)
-	} else if !errors.Is(err, store.ErrAbsent) {
+	x, err := m.index(ctx, at, m.st.Inspect)
+	if err != nil {
 		return nil, err
 	}
 	x.entries = slices.DeleteFunc(x.entries, func(e indexEntry) bool { return e.key == mine.key }) // of an attempt whose outcome was not known
